@@ -34,7 +34,8 @@ type Journal struct {
 	view *kv.View
 
 	engines map[log.Kind][]Engine
-	live    bool
+	live    chan struct{} // closed by Start, or by Close
+	once    sync.Once
 
 	mu      sync.Mutex
 	applied uint64
@@ -50,7 +51,7 @@ type Options struct {
 
 // Open opens log and view. Register the engines next, then Start.
 func Open(ctx context.Context, opt Options) (*Journal, error) {
-	j := &Journal{engines: map[log.Kind][]Engine{}, waiters: map[uint64][]chan error{}}
+	j := &Journal{engines: map[log.Kind][]Engine{}, waiters: map[uint64][]chan error{}, live: make(chan struct{})}
 	opt.Log.Synced = j.synced
 	var err error
 	if j.lg, err = log.Open(ctx, opt.Log); err != nil {
@@ -77,7 +78,7 @@ func (j *Journal) Start(ctx context.Context) error {
 	if err := j.lg.Replay(ctx, j.applied+1, func(r log.Record) error { return j.apply(r, false) }); err != nil {
 		return err
 	}
-	j.live = true
+	j.once.Do(func() { close(j.live) })
 	return nil
 }
 
@@ -103,7 +104,11 @@ func (j *Journal) apply(r log.Record, live bool) error {
 }
 
 func (j *Journal) synced(rs []log.Record) {
+	<-j.live
 	for _, r := range rs {
+		if r.Seq <= j.applied { // replay had it already
+			continue
+		}
 		if err := j.apply(r, true); err != nil {
 			j.mu.Lock()
 			j.failed = err
@@ -137,6 +142,7 @@ func (j *Journal) View() *kv.View { return j.view }
 
 // Close flushes and closes both.
 func (j *Journal) Close() error {
+	j.once.Do(func() { close(j.live) })
 	err := j.lg.Close()
 	if e := j.view.Close(); err == nil {
 		err = e

@@ -39,6 +39,16 @@ const MaxValue = 512 << 10
 type Options struct {
 	Dir    string // folder of the view, made when absent
 	Memory bool   // keep everything in memory, for the simulator
+	// Kept is what survives between two opens with Memory; nil for a new one.
+	Kept *Memory
+}
+
+// Memory is what a View with Options.Memory would have on disk: the simulator
+// holds it between a close, or a crash, and the next open. The zero value is
+// an absent view. One View at a time.
+type Memory struct {
+	rows    map[string][]byte
+	applied uint64
 }
 
 // View is an ordered map of rows with a position in the log.
@@ -46,11 +56,19 @@ type View struct {
 	mu      sync.RWMutex
 	rows    map[string][]byte
 	applied uint64
+	kept    *Memory
 }
 
 // Open opens or makes the view in opt.Dir.
 func Open(ctx context.Context, opt Options) (*View, error) {
-	return &View{rows: map[string][]byte{}}, nil
+	v := &View{rows: map[string][]byte{}, kept: opt.Kept}
+	if k := opt.Kept; k != nil {
+		if k.rows == nil {
+			k.rows = v.rows
+		}
+		v.rows, v.applied = k.rows, k.applied
+	}
+	return v, nil
 }
 
 // Apply puts b into the overlay and queues it for the committer. seq is the
@@ -67,6 +85,9 @@ func (v *View) Apply(seq uint64, b *Batch) error {
 		}
 	}
 	v.applied = seq
+	if v.kept != nil {
+		v.kept.applied = seq
+	}
 	return nil
 }
 
