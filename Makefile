@@ -1,0 +1,48 @@
+# Posthouse. `make` builds, vets and tests; `make help` lists the rest.
+SHELL := /bin/bash
+GO    ?= go
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+
+.PHONY: all build demo test race fuzz lint bench mutants help clean tools
+
+all: build lint test ## build, check and test
+
+build: ## bin/posthouse, one static binary
+	@$(GO) version | awk '{split(substr($$3,3),v,"."); if (v[1]<1 || (v[1]==1 && (v[2]<26 || (v[2]==26 && v[3]<3)))) {print "posthouse needs Go 1.26.3 or newer (Debian 12 ships an older one: https://go.dev/dl); this is " $$3; exit 1}}'
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/posthouse ./cmd/posthouse
+
+demo: build ## three offices, people and a small outside world on this machine; Ctrl-C ends it
+	@bin/posthouse demo up
+
+test: tools ## every test; installs the Debian packages that they need when run as root
+	$(GO) test -timeout 14m ./...
+
+race: ## the tests under the race detector
+	$(GO) test -race -timeout 60m ./...
+
+FUZZTIME ?= 30s
+fuzz: ## every fuzz target, FUZZTIME each
+	@set -e; for p in $$($(GO) list ./...); do \
+	  for f in $$($(GO) test -list '^Fuzz' $$p 2>/dev/null | grep '^Fuzz' || true); do \
+	    echo "== $$p $$f"; $(GO) test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$p; done; done
+
+lint: ## gofmt, go vet, staticcheck
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo 'gofmt -w these:'; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	$(GO) vet ./...
+	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
+
+bench: ## benchmarks of the engines
+	$(GO) test -run '^$$' -bench . -benchmem ./...
+
+mutants: ## every mutant must be caught by its test
+	@.ci/mutants
+
+tools:
+	@.ci/tools
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

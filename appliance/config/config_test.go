@@ -1,0 +1,51 @@
+package config
+
+import (
+	"strings"
+	"testing"
+)
+
+const good = `name = "plzen"
+host = "plzen.company.com"
+data = "/var/lib/posthouse"
+
+[listen]
+smtp = "127.0.0.1:2525"
+https = "off"
+`
+
+func TestAGoodFileGetsItsDefaults(t *testing.T) {
+	c, problems := Parse(good)
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if c.Listen.SMTP != "127.0.0.1:2525" || c.Listen.Mesh != ":44337" || c.SMTPOutPort != 25 || c.Listen.HTTPS != Off {
+		t.Errorf("got %+v", c)
+	}
+}
+
+func TestAWrongFileNamesKeyLineAndSuggestion(t *testing.T) {
+	for _, tc := range []struct{ name, add, want string }{
+		{"an unknown key", "[tls]\ncertifcate = \"x\"", `x:9: tls.certifcate: no such key; did you mean "tls.certificate"?`},
+		{"a key of another table", "[tls]\nimaps = \":1\"", `x:9: tls.imaps: no such key; did you mean "listen.imaps"?`},
+		{"a wrong type", "[tls]\nkey = 5", `x:9: tls.key`},
+		{"a port beyond the last", "imap = \":70000\"", `x:8: listen.imap: ":70000": want ":port"`},
+		{"half a certificate", "[tls]\nkey = \"x\"", `certificate and key go together`},
+		{"no TOML at all", "what is this", `x:8`},
+		{"the mesh port off", "mesh = \"off\"", `x:8: listen.mesh: the mesh port cannot be off`},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			_, list := Parse(good + tc.add)
+			if got := (&Problems{File: "x", List: list}).Error(); !strings.Contains(got, tc.want) {
+				t.Errorf("got %q, want it to contain %q", got, tc.want)
+			}
+		})
+	}
+}
+
+func TestAllProblemsAreReportedAtOnce(t *testing.T) {
+	_, list := Parse("name = \"Ä\"\nhost = \"a b\"\nlog_level = \"loud\"\nnmae = 1\n")
+	if len(list) != 4 {
+		t.Errorf("got %d problems: %v", len(list), list)
+	}
+}

@@ -1,0 +1,142 @@
+// Package login makes and checks password verifiers: argon2id in the PHC string
+// format. A success is remembered in memory for a while as an HMAC under a key
+// that dies with the process, so that clients which log in every minute cost
+// nothing.
+package login
+
+import (
+	"context"
+	"crypto/hmac"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/crypto/argon2"
+
+	"posthouse/mesh"
+)
+
+// Parameters of new verifiers (RFC 9106 section 4; the OWASP minimum): one
+// check takes about 20 ms, and two at once are the most that run.
+const (
+	memory    = 19 << 10 // KiB
+	passes    = 2
+	lanes     = 1
+	keyLen    = 32
+	saltLen   = 16
+	atOnce    = 2
+	rememberN = 10_000
+	// MaxPassword bounds what is hashed, in bytes.
+	MaxPassword = 1024
+)
+
+// remember is how long a success needs no new hash.
+const remember = 10 * time.Minute
+
+// ErrPassword is returned by New for a password that cannot be used.
+var ErrPassword = errors.New("a password has 1 to 1024 bytes and no NUL")
+
+// New returns the verifier of a password.
+func New(password string, random io.Reader) (string, error) {
+	if password == "" || len(password) > MaxPassword || strings.ContainsRune(password, 0) {
+		return "", ErrPassword
+	}
+	salt := make([]byte, saltLen)
+	if _, err := io.ReadFull(random, salt); err != nil {
+		return "", fmt.Errorf("make salt: %w", err)
+	}
+	key := argon2.IDKey([]byte(password), salt, passes, memory, lanes, keyLen)
+	b := base64.RawStdEncoding
+	return fmt.Sprintf("$argon2id$v=19$m=%d,t=%d,p=%d$%s$%s", memory, passes, lanes, b.EncodeToString(salt), b.EncodeToString(key)), nil
+}
+
+// parse reads a PHC string with bounded parameters.
+func parse(verifier string) (salt, key []byte, m, t uint32, p uint8, err error) {
+	f := strings.Split(verifier, "$")
+	if len(f) != 6 || f[1] != "argon2id" || f[2] != "v=19" {
+		return nil, nil, 0, 0, 0, errors.New("not an argon2id verifier")
+	}
+	if _, err := fmt.Sscanf(f[3], "m=%d,t=%d,p=%d", &m, &t, &p); err != nil || m < 8 || m > 1<<20 || t < 1 || t > 16 || p < 1 || p > 8 {
+		return nil, nil, 0, 0, 0, errors.New("verifier parameters out of range")
+	}
+	if salt, err = base64.RawStdEncoding.DecodeString(f[4]); err == nil {
+		key, err = base64.RawStdEncoding.DecodeString(f[5])
+	}
+	if err == nil && (len(salt) < 8 || len(key) < 16 || len(key) > 64) {
+		err = errors.New("verifier too short or too long")
+	}
+	return salt, key, m, t, p, err
+}
+
+// Checker checks passwords. It is safe for concurrent use.
+type Checker struct {
+	slots chan struct{}
+	key   []byte
+
+	mu    sync.Mutex
+	known map[[sha256.Size]byte]time.Time // until when
+}
+
+// NewChecker returns a Checker with a process key from random.
+func NewChecker(random io.Reader) (*Checker, error) {
+	key := make([]byte, 32)
+	if _, err := io.ReadFull(random, key); err != nil {
+		return nil, fmt.Errorf("make process key: %w", err)
+	}
+	return &Checker{slots: make(chan struct{}, atOnce), key: key, known: map[[sha256.Size]byte]time.Time{}}, nil
+}
+
+// decoy costs what a real verifier costs, so that an unknown user takes the
+// same time as a known one.
+const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
+
+// Check reports whether password fits the verifier. An empty verifier (unknown
+// user) takes the usual time and never fits. version is the credential's: a
+// changed password forgets remembered successes at once.
+func (c *Checker) Check(ctx context.Context, user mesh.ID, version uint64, verifier, password string) (bool, error) {
+	if password == "" || len(password) > MaxPassword || strings.ContainsRune(password, 0) {
+		return false, nil
+	}
+	mac := hmac.New(sha256.New, c.key)
+	fmt.Fprintf(mac, "%s\x00%d\x00%s\x00%s", user, version, verifier, password)
+	var tag [sha256.Size]byte
+	mac.Sum(tag[:0])
+	now := time.Now()
+	c.mu.Lock()
+	until, ok := c.known[tag]
+	c.mu.Unlock()
+	if ok && now.Before(until) {
+		return true, nil
+	}
+	real := verifier != ""
+	if !real {
+		verifier = decoy
+	}
+	salt, key, m, t, p, err := parse(verifier)
+	if err != nil {
+		return false, fmt.Errorf("verifier of %s: %w", user, err)
+	}
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return false, context.Cause(ctx)
+	}
+	got := argon2.IDKey([]byte(password), salt, t, m, p, uint32(len(key)))
+	<-c.slots
+	if subtle.ConstantTimeCompare(got, key) != 1 || !real {
+		return false, nil
+	}
+	c.mu.Lock()
+	if len(c.known) >= rememberN {
+		clear(c.known)
+	}
+	c.known[tag] = now.Add(remember)
+	c.mu.Unlock()
+	return true, nil
+}
