@@ -3,14 +3,19 @@
 // committer. The view may be deleted at any time; the log rebuilds it.
 //
 // What was applied but not yet committed is held in an overlay, so that every
-// read sees everything applied so far.
+// read sees everything applied so far. DESIGN.md beside this file has the data
+// path, the rows on disk and the rules of free space.
+//
+// It does not know what a row means, and nothing that a client was promised
+// may rest on it alone. Only mailstore/journal writes; engines read.
 package kv
 
 import (
 	"context"
-	"sort"
-	"strings"
-	"sync"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
 )
 
 // Batch collects the rows that one record changes. The zero value is empty and
@@ -35,103 +40,152 @@ func (b *Batch) Len() int { return len(b.ops) }
 // ValueThreshold, so that nothing ever reaches its value log.
 const MaxValue = 512 << 10
 
-// Options configure a View.
+// MaxKey is the longest key a row may have, in bytes.
+const MaxKey = 4 << 10
+
+// Errors of a view.
+var (
+	ErrClosed  = errors.New("view closed")
+	ErrDamaged = errors.New("view damaged")
+	ErrLocked  = errors.New("view is open in another process; stop the other one first")
+	ErrNoSpace = errors.New("not enough free disk space to open the view; free some and start again")
+	ErrFS      = errors.New("the view needs a local file system (ext4, XFS); network file systems lose its locks and syncs")
+)
+
+// Options configure a View. The zero value of each field but Dir is a default.
 type Options struct {
 	Dir    string // folder of the view, made when absent
 	Memory bool   // keep everything in memory, for the simulator
 	// Kept is what survives between two opens with Memory; nil for a new one.
 	Kept *Memory
+
+	Logger *slog.Logger // nil: none
+
+	// Delay is how long the committer waits for more after the first record
+	// that is not on disk. Default 250 ms; negative: none.
+	Delay time.Duration
+	// OverlayBytes and OverlayOps bound what is applied but not on disk;
+	// Apply waits beyond. Default 32 MiB and 50,000 rows.
+	OverlayBytes int
+	OverlayOps   int
+
+	// MemTable is the size of Badger's write buffer in bytes. Default 16 MiB,
+	// 4 MiB on a disk smaller than 4 GiB. At least 4 MiB.
+	MemTable int64
+	// Floor is the free space in bytes below which nothing is written. Default
+	// a sixteenth of the disk, at least 32 MiB, at most 256 MiB.
+	Floor int64
+	// Ballast is the size in bytes of a file that is given up below the floor,
+	// so that what Badger has begun can end. Default 4 x MemTable + 64 MiB; on a
+	// disk smaller than 4 GiB 4 x MemTable + 16 MiB. Negative: none.
+	Ballast int64
+	// Statfs describes the file system that holds a folder. Default: the real.
+	Statfs func(dir string) (FS, error)
+
+	// Damaged is called, at most once an open, when a read meets bytes that
+	// were not written so. The view is set aside at the next open.
+	Damaged func(error)
+	// Rebuilding is called at open when a view was set aside, with the reason.
+	Rebuilding func(reason string)
+	// ID gives the random id of a new view. Default math/rand/v2: the id only
+	// tells two views of one log apart.
+	ID func() uint64
 }
 
-// Memory is what a View with Options.Memory would have on disk: the simulator
-// holds it between a close, or a crash, and the next open. The zero value is
-// an absent view. One View at a time.
-type Memory struct {
-	rows    map[string][]byte
-	applied uint64
+// FS is what Statfs says.
+type FS struct {
+	Total int64 // bytes
+	Free  int64 // bytes that this process may still take
+	Type  int64 // f_type of statfs(2); 0 for unknown
 }
 
-// View is an ordered map of rows with a position in the log.
-type View struct {
-	mu      sync.RWMutex
-	rows    map[string][]byte
-	applied uint64
-	kept    *Memory
-}
-
-// Open opens or makes the view in opt.Dir.
-func Open(ctx context.Context, opt Options) (*View, error) {
-	v := &View{rows: map[string][]byte{}, kept: opt.Kept}
-	if k := opt.Kept; k != nil {
-		if k.rows == nil {
-			k.rows = v.rows
-		}
-		v.rows, v.applied = k.rows, k.applied
+func (o *Options) defaults() {
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
 	}
+	if o.Delay == 0 {
+		o.Delay = 250 * time.Millisecond
+	}
+	if o.OverlayBytes <= 0 {
+		o.OverlayBytes = 32 << 20
+	}
+	if o.OverlayOps <= 0 {
+		o.OverlayOps = 50_000
+	}
+	if o.Statfs == nil && !o.Memory {
+		o.Statfs = statfs
+	}
+	if o.Damaged == nil {
+		o.Damaged = func(error) {}
+	}
+	if o.Rebuilding == nil {
+		o.Rebuilding = func(string) {}
+	}
+	if o.ID == nil {
+		o.ID = rand.Uint64
+	}
+}
+
+// meta is what the view says about itself; it is written with every
+// transaction, so it always fits the rows.
+type meta struct {
+	ID      uint64 // random, made with the view
+	Applied uint64 // every record up to here is in the rows, none beyond
+	// Target is where the log ended when the view was made: while Applied is
+	// below, the view is being built and its being old means nothing.
+	Target uint64
+}
+
+// store is what holds the committed rows: Badger or memory.
+type store interface {
+	// meta returns what was stored last; ok is false in a new store.
+	meta() (m meta, ok bool, err error)
+	// commit writes the rows, in key order, and m, all or none, synced.
+	commit(rows []row, m meta) error
+	// snapshot returns the committed rows as they are now.
+	snapshot() (snapshot, error)
+	// prepare is called before each commit: it makes room, or returns
+	// errFull when nothing may be written now.
+	prepare() error
+	close() error
+	// limits returns how many bytes and rows one commit should hold.
+	limits() (bytes, ops int)
+}
+
+// snapshot reads committed rows. Safe for concurrent use until release.
+type snapshot interface {
+	get(key []byte) (value []byte, ok bool, err error)
+	// iter returns the rows of prefix from the first key that is at least from.
+	iter(prefix, from []byte) iterator
+	release()
+}
+
+// iterator walks rows in key order; key and value are valid until next.
+type iterator interface {
+	valid() bool
+	key() []byte
+	value() ([]byte, error)
+	next()
+	err() error
+	close()
+}
+
+var errFull = errors.New("disk below its floor")
+
+// Open opens or makes the view in opt.Dir. A view that cannot be read, that
+// ended the process twice in a row while being opened, that was found damaged
+// the last time, or of a format that this version does not know, is set aside
+// and a new one begun: Applied is then 0 and the log has to be replayed.
+func Open(ctx context.Context, opt Options) (*View, error) {
+	opt.defaults()
+	if err := ctx.Err(); err != nil {
+		return nil, context.Cause(ctx)
+	}
+	v := &View{opt: opt, work: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{})}
+	if err := v.openStore(); err != nil {
+		return nil, err
+	}
+	v.changed = make(chan struct{})
+	go v.run()
 	return v, nil
 }
-
-// Apply puts b into the overlay and queues it for the committer. seq is the
-// record's and grows from call to call; one caller at a time. It waits only
-// while the overlay is over its bound.
-func (v *View) Apply(seq uint64, b *Batch) error {
-	v.mu.Lock()
-	defer v.mu.Unlock()
-	for _, o := range b.ops {
-		if o.del {
-			delete(v.rows, string(o.key))
-		} else {
-			v.rows[string(o.key)] = o.value
-		}
-	}
-	v.applied = seq
-	if v.kept != nil {
-		v.kept.applied = seq
-	}
-	return nil
-}
-
-// Applied returns the sequence number that reads see: of the last Apply, or of
-// the position on disk at open.
-func (v *View) Applied() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.applied }
-
-// Durable returns the sequence number up to which rows are on disk.
-func (v *View) Durable() uint64 { return v.Applied() }
-
-// Get returns the value of a row, not to be changed, and whether it exists.
-func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	value, ok = v.rows[string(key)]
-	return value, ok, nil
-}
-
-// Scan calls f with the rows whose key starts with prefix and is at least from
-// (nil: all of them), in key order, until f returns false. Key and value are
-// valid during the call only. f must not call Apply.
-func (v *View) Scan(prefix, from []byte, f func(key, value []byte) bool) error {
-	v.mu.RLock()
-	keys := make([]string, 0, 16)
-	for k := range v.rows {
-		if strings.HasPrefix(k, string(prefix)) && k >= string(from) {
-			keys = append(keys, k)
-		}
-	}
-	sort.Strings(keys)
-	v.mu.RUnlock()
-	for _, k := range keys {
-		v.mu.RLock()
-		val, ok := v.rows[k]
-		v.mu.RUnlock()
-		if ok && !f([]byte(k), val) {
-			return nil
-		}
-	}
-	return nil
-}
-
-// Flush waits until everything applied before the call is on disk.
-func (v *View) Flush(ctx context.Context) error { return nil }
-
-// Close flushes and closes.
-func (v *View) Close() error { return nil }

@@ -1,0 +1,571 @@
+package kv
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/dgraph-io/badger/v4"
+	"github.com/dgraph-io/badger/v4/options"
+	"golang.org/x/sys/unix"
+)
+
+// format is the version of the rows on disk. Another one is set aside.
+const format = 1
+
+// The first byte of each key on disk.
+const (
+	keyMeta = 0 // the one row of meta
+	keyRow  = 1 // rows of engines
+	keyRedo = 2 // parts of a commit that is too big for one transaction
+)
+
+// badgerMeta is meta as it is on disk.
+type badgerMeta struct {
+	meta
+	redo    uint32 // number of redo rows to be carried out; 0 for none
+	redoSeq uint64 // Applied after that
+}
+
+const metaSize = 2 + 8 + 8 + 8 + 4 + 8
+
+func (m badgerMeta) encode() []byte {
+	b := binary.BigEndian.AppendUint16(make([]byte, 0, metaSize), format)
+	b = binary.BigEndian.AppendUint64(b, m.ID)
+	b = binary.BigEndian.AppendUint64(b, m.Applied)
+	b = binary.BigEndian.AppendUint64(b, m.Target)
+	b = binary.BigEndian.AppendUint32(b, m.redo)
+	return binary.BigEndian.AppendUint64(b, m.redoSeq)
+}
+
+func decodeMeta(b []byte) (m badgerMeta, err error) {
+	if len(b) < 2 || binary.BigEndian.Uint16(b) != format {
+		return m, fmt.Errorf("format %x is not known to this version", b[:min(len(b), 2)])
+	}
+	if len(b) != metaSize {
+		return m, fmt.Errorf("meta row of %d bytes: %w", len(b), ErrDamaged)
+	}
+	m.ID = binary.BigEndian.Uint64(b[2:])
+	m.Applied = binary.BigEndian.Uint64(b[10:])
+	m.Target = binary.BigEndian.Uint64(b[18:])
+	m.redo = binary.BigEndian.Uint32(b[26:])
+	m.redoSeq = binary.BigEndian.Uint64(b[30:])
+	return m, nil
+}
+
+// badgerStore keeps the committed rows in Badger.
+type badgerStore struct {
+	db       *badger.DB
+	dir      string
+	memTable int64
+	nextMem  int  // number of the write-ahead file that the next rotation takes
+	reserve  bool // the file system can reserve blocks
+	maxBytes int  // of one transaction
+	maxOps   int
+}
+
+// valueLogSize is the least that Badger takes: nothing is ever written there.
+const valueLogSize = 1 << 20
+
+func badgerOptions(dir string, memTable int64, log *slog.Logger) badger.Options {
+	return badger.DefaultOptions(dir).
+		WithSyncWrites(true).
+		WithMemTableSize(memTable).
+		WithNumMemtables(2).
+		WithNumCompactors(2). // one is refused
+		WithNumLevelZeroTables(3).
+		WithNumLevelZeroTablesStall(8).
+		WithValueThreshold(MaxValue + 1024).
+		WithValueLogFileSize(valueLogSize).
+		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithCompression(options.None). // so there is no cache beside the kernel's
+		WithBlockCacheSize(0).
+		WithIndexCacheSize(0).
+		WithDetectConflicts(false). // one writer
+		WithMetricsEnabled(false).
+		WithLogger(badgerLog{log})
+}
+
+func openBadger(dir string, memTable int64, opt Options) (_ *badgerStore, _ meta, err error) {
+	defer caught(&err)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, meta{}, err
+	}
+	mems, err := memFiles(dir)
+	if err != nil {
+		return nil, meta{}, err
+	}
+	for _, m := range mems {
+		fi, err := os.Stat(m)
+		if err != nil {
+			return nil, meta{}, err
+		}
+		if fi.Size() == 0 { // reserved, never taken: Badger refuses it
+			if err := os.Remove(m); err != nil {
+				return nil, meta{}, err
+			}
+		}
+		// A file of a bigger memtable does not fit into a smaller one.
+		memTable = max(memTable, (fi.Size()+1)/2)
+	}
+	bo := badgerOptions(dir, memTable, opt.Logger)
+	db, err := badger.Open(bo)
+	if err != nil {
+		return nil, meta{}, err
+	}
+	s := &badgerStore{
+		db: db, dir: dir, memTable: memTable,
+		maxBytes: int(db.MaxBatchSize()) * 3 / 4,
+		maxOps:   int(db.MaxBatchCount()) * 3 / 4,
+	}
+	m, err := s.begin(opt)
+	if err != nil {
+		s.close()
+		return nil, meta{}, err
+	}
+	return s, m, nil
+}
+
+// begin reserves blocks, ends what a crash interrupted and reads meta.
+func (s *badgerStore) begin(opt Options) (meta, error) {
+	mems, err := memFiles(s.dir)
+	if err != nil {
+		return meta{}, err
+	}
+	s.reserve = true
+	for _, m := range mems {
+		s.nextMem = max(s.nextMem, memNumber(m)+1)
+	}
+	// The newest one is open for writing.
+	if err := s.hold(s.memPath(s.nextMem-1), 2*s.memTable, true); err != nil {
+		return meta{}, err
+	}
+	logs, err := filepath.Glob(filepath.Join(s.dir, "*.vlog"))
+	if err != nil {
+		return meta{}, err
+	}
+	for _, l := range append(logs, filepath.Join(s.dir, "DISCARD")) {
+		fi, err := os.Stat(l)
+		if err != nil {
+			return meta{}, err
+		}
+		if err := s.hold(l, fi.Size(), true); err != nil {
+			return meta{}, err
+		}
+	}
+	m, ok, err := s.read()
+	if err != nil {
+		return meta{}, err
+	}
+	if !ok {
+		m = badgerMeta{meta: meta{ID: opt.ID()}}
+		return m.meta, nil
+	}
+	if m.redo > 0 {
+		if m, err = s.redo(m); err != nil {
+			return meta{}, fmt.Errorf("end an interrupted commit: %w", err)
+		}
+	}
+	if err := s.clearRedo(); err != nil {
+		return meta{}, err
+	}
+	return m.meta, nil
+}
+
+func (s *badgerStore) limits() (bytes, ops int) { return s.maxBytes, s.maxOps }
+
+func memFiles(dir string) ([]string, error) { return filepath.Glob(filepath.Join(dir, "*.mem")) }
+
+func memNumber(path string) int {
+	n, _ := strconv.Atoi(strings.TrimSuffix(filepath.Base(path), ".mem"))
+	return n
+}
+
+func (s *badgerStore) memPath(n int) string {
+	return filepath.Join(s.dir, fmt.Sprintf("%05d.mem", n))
+}
+
+// hold reserves blocks where the file system can; errFull when there are none.
+func (s *badgerStore) hold(path string, size int64, grow bool) error {
+	if !s.reserve || size == 0 {
+		return nil
+	}
+	err := reserve(path, size, grow)
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.ENOSYS):
+		s.reserve = false
+		if !grow {
+			os.Remove(path)
+		}
+		return nil
+	case errors.Is(err, unix.ENOSPC):
+		if !grow {
+			os.Remove(path)
+		}
+		return errFull
+	}
+	return err
+}
+
+// prepare sees to it that the write-ahead file of the next rotation has its
+// blocks before Badger maps it: a write through a mapping to a hole of a full
+// disk would end the process. Badger opens a file of no length as a new one and
+// extends it, which leaves the blocks in place.
+func (s *badgerStore) prepare() error {
+	if !s.reserve {
+		return nil
+	}
+	fi, err := os.Stat(s.memPath(s.nextMem))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+	case err != nil:
+		return err
+	case fi.Size() == 0:
+		return nil // still waiting to be taken
+	default: // taken: a transaction rotates once at most
+		s.nextMem++
+	}
+	return s.hold(s.memPath(s.nextMem), 2*s.memTable, false)
+}
+
+func (s *badgerStore) meta() (meta, bool, error) {
+	m, ok, err := s.read()
+	return m.meta, ok, err
+}
+
+func (s *badgerStore) read() (m badgerMeta, ok bool, err error) {
+	defer caught(&err)
+	err = s.db.View(func(t *badger.Txn) error {
+		it, err := t.Get([]byte{keyMeta})
+		if errors.Is(err, badger.ErrKeyNotFound) {
+			return nil
+		}
+		if err != nil {
+			return asDamage(err)
+		}
+		ok = true
+		return it.Value(func(b []byte) error { m, err = decodeMeta(b); return err })
+	})
+	return m, ok, err
+}
+
+// txn runs f in one transaction.
+func (s *badgerStore) txn(f func(*badger.Txn) error) (err error) {
+	defer caught(&err)
+	t := s.db.NewTransaction(true)
+	defer t.Discard()
+	if err := f(t); err != nil {
+		return err
+	}
+	return t.Commit()
+}
+
+func setMeta(t *badger.Txn, m badgerMeta) error { return t.Set([]byte{keyMeta}, m.encode()) }
+
+func setRows(t *badger.Txn, rows []row) error {
+	n := 0
+	for _, r := range rows {
+		n += 1 + len(r.key)
+	}
+	keys := make([]byte, 0, n) // one allocation for all keys
+	for _, r := range rows {
+		at := len(keys)
+		keys = append(append(keys, keyRow), r.key...)
+		k := keys[at:len(keys):len(keys)]
+		var err error
+		if r.del {
+			err = t.Delete(k)
+		} else {
+			err = t.Set(k, r.value)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *badgerStore) commit(rows []row, m meta) error {
+	if part := s.part(rows); len(part) < len(rows) {
+		return s.commitBig(rows, m)
+	}
+	return s.txn(func(t *badger.Txn) error {
+		if err := setRows(t, rows); err != nil {
+			return err
+		}
+		return setMeta(t, badgerMeta{meta: m})
+	})
+}
+
+// part returns how much of rows fits into one transaction.
+func (s *badgerStore) part(rows []row) []row {
+	n := 0
+	for i, r := range rows {
+		if n += len(r.key) + len(r.value) + rowCost; i > 0 && (n > s.maxBytes || i+1 > s.maxOps) {
+			return rows[:i]
+		}
+	}
+	return rows
+}
+
+// commitBig writes more rows than one transaction takes, and still all or none:
+// first as redo rows, then a meta row that says that they count, then the rows
+// themselves, then the new position. After a crash in between, begin ends it;
+// after errFull the same call again does.
+func (s *badgerStore) commitBig(rows []row, m meta) error {
+	old, ok, err := s.read()
+	if err != nil {
+		return err
+	}
+	if !ok {
+		old = badgerMeta{meta: meta{ID: m.ID, Target: m.Target}}
+	}
+	old.Target = m.Target
+	n := uint32(0)
+	buf := make([]byte, 0, MaxValue)
+	flush := func() error {
+		val := bytes.Clone(buf)
+		buf = buf[:0]
+		n++
+		if err := s.prepare(); err != nil {
+			return err
+		}
+		return s.txn(func(t *badger.Txn) error { return t.Set(redoKey(n-1), val) })
+	}
+	for _, r := range rows {
+		if size := 1 + 2*binary.MaxVarintLen32 + len(r.key) + len(r.value); len(buf) > 0 && len(buf)+size > MaxValue {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+		buf = appendRow(buf, r)
+	}
+	if err := flush(); err != nil {
+		return err
+	}
+	old.redo, old.redoSeq = n, m.Applied
+	if err := s.txn(func(t *badger.Txn) error { return setMeta(t, old) }); err != nil {
+		return err
+	}
+	return s.carryOut(rows, old)
+}
+
+// carryOut writes the rows of a redo and the position after it.
+func (s *badgerStore) carryOut(rows []row, m badgerMeta) error {
+	for len(rows) > 0 {
+		part := s.part(rows)
+		rows = rows[len(part):]
+		if err := s.prepare(); err != nil {
+			return err
+		}
+		if err := s.txn(func(t *badger.Txn) error { return setRows(t, part) }); err != nil {
+			return err
+		}
+	}
+	return s.txn(func(t *badger.Txn) error {
+		for i := range m.redo {
+			if err := t.Delete(redoKey(i)); err != nil {
+				return err
+			}
+		}
+		m.Applied, m.redo, m.redoSeq = m.redoSeq, 0, 0
+		return setMeta(t, m)
+	})
+}
+
+// redo carries out what a crash interrupted.
+func (s *badgerStore) redo(m badgerMeta) (badgerMeta, error) {
+	var rows []row
+	err := s.db.View(func(t *badger.Txn) error {
+		for i := range m.redo {
+			it, err := t.Get(redoKey(i))
+			if err != nil {
+				return fmt.Errorf("redo row %d of %d: %w", i, m.redo, ErrDamaged)
+			}
+			b, err := it.ValueCopy(nil)
+			if err != nil {
+				return asDamage(err)
+			}
+			for len(b) > 0 {
+				var r row
+				if r, b, err = cutRow(b); err != nil {
+					return err
+				}
+				rows = append(rows, r)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return m, err
+	}
+	if err := s.carryOut(rows, m); err != nil {
+		return m, err
+	}
+	m.Applied, m.redo, m.redoSeq = m.redoSeq, 0, 0
+	return m, nil
+}
+
+// clearRedo removes redo rows that no meta row counts.
+func (s *badgerStore) clearRedo() (err error) {
+	defer caught(&err)
+	var keys [][]byte
+	err = s.db.View(func(t *badger.Txn) error {
+		o := badger.DefaultIteratorOptions
+		o.PrefetchValues, o.Prefix = false, []byte{keyRedo}
+		it := t.NewIterator(o)
+		defer it.Close()
+		for it.Rewind(); it.Valid(); it.Next() {
+			keys = append(keys, it.Item().KeyCopy(nil))
+		}
+		return nil
+	})
+	if err != nil || len(keys) == 0 {
+		return err
+	}
+	return s.txn(func(t *badger.Txn) error {
+		for _, k := range keys {
+			if err := t.Delete(k); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+func redoKey(i uint32) []byte { return binary.BigEndian.AppendUint32([]byte{keyRedo}, i) }
+
+func appendRow(b []byte, r row) []byte {
+	del := byte(0)
+	if r.del {
+		del = 1
+	}
+	b = append(b, del)
+	b = binary.AppendUvarint(b, uint64(len(r.key)))
+	b = binary.AppendUvarint(b, uint64(len(r.value)))
+	return append(append(b, r.key...), r.value...)
+}
+
+func cutRow(b []byte) (row, []byte, error) {
+	bad := fmt.Errorf("redo row: %w", ErrDamaged)
+	r := row{del: b[0] == 1}
+	k, n := binary.Uvarint(b[1:])
+	if n <= 0 {
+		return r, nil, bad
+	}
+	b = b[1+n:]
+	l, n := binary.Uvarint(b)
+	if n <= 0 {
+		return r, nil, bad
+	}
+	b = b[n:]
+	if k > uint64(len(b)) || l > uint64(len(b))-k {
+		return r, nil, bad
+	}
+	r.key, r.value = b[:k:k], b[k:k+l:k+l]
+	return r, b[k+l:], nil
+}
+
+func (s *badgerStore) close() (err error) {
+	defer caught(&err)
+	err = s.db.Close()
+	if next := s.memPath(s.nextMem); err == nil {
+		if fi, e := os.Stat(next); e == nil && fi.Size() == 0 { // reserved, not taken
+			os.Remove(next)
+		}
+	}
+	return err
+}
+
+// badgerSnapshot is a read transaction that many readers share: a new one for
+// each read would wait for the commit under way.
+type badgerSnapshot struct{ t *badger.Txn }
+
+func (s *badgerStore) snapshot() (_ snapshot, err error) {
+	defer caught(&err)
+	return &badgerSnapshot{s.db.NewTransaction(false)}, nil
+}
+
+func (s *badgerSnapshot) release() { s.t.Discard() }
+
+func (s *badgerSnapshot) get(key []byte) (value []byte, ok bool, err error) {
+	defer caught(&err)
+	it, err := s.t.Get(append(append(make([]byte, 0, 1+len(key)), keyRow), key...))
+	if errors.Is(err, badger.ErrKeyNotFound) {
+		return nil, false, nil
+	}
+	if err != nil {
+		return nil, false, asDamage(err)
+	}
+	value, err = it.ValueCopy(nil)
+	return value, err == nil, asDamage(err)
+}
+
+func (s *badgerSnapshot) iter(prefix, from []byte) iterator {
+	bi := &badgerIter{}
+	defer caught(&bi.e)
+	o := badger.DefaultIteratorOptions
+	o.PrefetchValues = false
+	o.Prefix = append([]byte{keyRow}, prefix...)
+	bi.it = s.t.NewIterator(o)
+	bi.it.Seek(append([]byte{keyRow}, from...))
+	return bi
+}
+
+type badgerIter struct {
+	it  *badger.Iterator
+	buf []byte
+	e   error
+}
+
+func (b *badgerIter) valid() bool { return b.e == nil && b.it.Valid() }
+func (b *badgerIter) key() []byte { return b.it.Item().Key()[1:] }
+func (b *badgerIter) value() (_ []byte, err error) {
+	defer caught(&err)
+	b.buf, err = b.it.Item().ValueCopy(b.buf)
+	return b.buf, asDamage(err)
+}
+func (b *badgerIter) next() {
+	defer caught(&b.e)
+	b.it.Next()
+}
+func (b *badgerIter) err() error { return b.e }
+func (b *badgerIter) close() {
+	defer caught(&b.e)
+	if b.it != nil {
+		b.it.Close()
+	}
+}
+
+// caught turns a panic of Badger, which is how it reports most damage, into an
+// error.
+func caught(err *error) {
+	if p := recover(); p != nil {
+		*err = fmt.Errorf("badger: %v: %w", p, ErrDamaged)
+	}
+}
+
+// asDamage marks the errors that mean damage. Badger's wrapping loses the
+// chain, so their text decides.
+func asDamage(err error) error {
+	if err != nil && strings.Contains(err.Error(), "checksum") {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}
+
+// badgerLog hands Badger's messages to slog; its Info is our Debug.
+type badgerLog struct{ l *slog.Logger }
+
+func text(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }
+
+func (b badgerLog) Errorf(f string, a ...any)   { b.l.Error("badger", "text", text(f, a)) }
+func (b badgerLog) Warningf(f string, a ...any) { b.l.Warn("badger", "text", text(f, a)) }
+func (b badgerLog) Infof(f string, a ...any)    { b.l.Debug("badger", "text", text(f, a)) }
+func (b badgerLog) Debugf(string, ...any)       {} // one a transaction and more

@@ -1,0 +1,277 @@
+package kv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/sys/unix"
+)
+
+// The folder of a view.
+const (
+	rowsDir     = "db"       // Badger's own folder
+	asidePrefix = "db.aside" // db.aside-N: the one view that was set aside last
+	markFile    = "opening"  // there while a view is not proven; holds the number of tries
+	damageFile  = "damaged"  // there when a read met damage; holds what was met
+	ballastFile = "ballast"
+	lockName    = "lock"
+)
+
+// maxTries is the number of opens that may end the process before the view is
+// set aside.
+const maxTries = 2
+
+// files is the folder of a view, locked against other processes.
+type files struct {
+	dir    string
+	lock   *os.File
+	marked atomic.Bool
+}
+
+// lockFiles makes and locks the folder.
+func lockFiles(opt Options) (*files, error) {
+	if err := os.MkdirAll(opt.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make view folder: %w", err)
+	}
+	fs, err := opt.Statfs(opt.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("statfs %s: %w", opt.Dir, err)
+	}
+	if name, bad := remoteFS[fs.Type]; bad {
+		return nil, fmt.Errorf("open view %s on %s: %w", opt.Dir, name, ErrFS)
+	}
+	l, err := os.OpenFile(filepath.Join(opt.Dir, lockName), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("lock view: %w", err)
+	}
+	if err := unix.Flock(int(l.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("open %s: %w", opt.Dir, ErrLocked)
+	}
+	return &files{dir: opt.Dir, lock: l}, nil
+}
+
+func (f *files) release() { f.lock.Close() }
+
+func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
+
+// tries counts the opens since the last one that was proven.
+func (f *files) tries() int {
+	b, err := os.ReadFile(f.path(markFile))
+	if err != nil {
+		return 0
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		return 1 // the process ended while the mark was written
+	}
+	return n
+}
+
+// mark notes, on disk, that the view is being opened for the nth time.
+func (f *files) mark(n int) error {
+	if err := writeSynced(f.path(markFile), strconv.Itoa(n)+"\n"); err != nil {
+		return fmt.Errorf("mark view: %w", err)
+	}
+	f.marked.Store(true)
+	return nil
+}
+
+// proven removes the mark: the view was opened, read and written.
+func (f *files) proven() {
+	if f.marked.CompareAndSwap(true, false) {
+		os.Remove(f.path(markFile))
+	}
+}
+
+// noteDamage makes the next open set the view aside.
+func (f *files) noteDamage(err error) { _ = writeSynced(f.path(damageFile), err.Error()+"\n") }
+
+// damage returns what a read met, or "".
+func (f *files) damage() string {
+	b, err := os.ReadFile(f.path(damageFile))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b)) + " "
+}
+
+// setAside renames the rows, in place of those that were set aside before.
+func (f *files) setAside(reason string) error {
+	old, err := filepath.Glob(f.path(asidePrefix + "-*"))
+	if err != nil {
+		return err
+	}
+	n := 0
+	for _, o := range old {
+		i, _ := strconv.Atoi(strings.TrimPrefix(filepath.Base(o), asidePrefix+"-"))
+		n = max(n, i)
+		if err := os.RemoveAll(o); err != nil {
+			return fmt.Errorf("remove old view: %w", err)
+		}
+	}
+	to := f.path(asidePrefix + "-" + strconv.Itoa(n+1))
+	if err := os.Rename(f.path(rowsDir), to); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("set view aside: %w", err)
+	} else if err == nil {
+		_ = writeSynced(filepath.Join(to, "WHY"), reason+"\n") // for a person only
+	}
+	return f.fresh()
+}
+
+// drop deletes the rows.
+func (f *files) drop() error {
+	if err := os.RemoveAll(f.path(rowsDir)); err != nil {
+		return fmt.Errorf("remove view: %w", err)
+	}
+	return f.fresh()
+}
+
+// dropAside gives back the space of what was set aside.
+func (f *files) dropAside() {
+	old, _ := filepath.Glob(f.path(asidePrefix + "-*"))
+	for _, o := range old {
+		os.RemoveAll(o)
+	}
+}
+
+func (f *files) fresh() error {
+	for _, n := range []string{markFile, damageFile} {
+		if err := os.Remove(f.path(n)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return syncDir(f.dir)
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if e := f.Sync(); err == nil {
+		err = e
+	}
+	if e := f.Close(); err == nil {
+		err = e
+	}
+	if e := syncDir(filepath.Dir(path)); err == nil {
+		err = e
+	}
+	return err
+}
+
+func syncDir(dir string) error {
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if e := d.Close(); err == nil {
+		err = e
+	}
+	return err
+}
+
+// openStore opens what opt names and sets v to it.
+func (v *View) openStore() error {
+	if v.opt.Memory {
+		return v.openMemory()
+	}
+	f, err := lockFiles(v.opt)
+	if err != nil {
+		return err
+	}
+	if err := v.openFiles(f); err != nil {
+		f.release()
+		return fmt.Errorf("open view %s: %w", v.opt.Dir, err)
+	}
+	return nil
+}
+
+func (v *View) openMemory() error {
+	if v.opt.Kept == nil {
+		v.opt.Kept = new(Memory)
+	}
+	st, err := openMemory(v.opt.Kept)
+	if err != nil {
+		return err
+	}
+	m, ok, err := st.meta()
+	if err != nil {
+		v.opt.Kept.clear()
+		v.opt.Rebuilding(err.Error())
+		st.close()
+		if st, err = openMemory(v.opt.Kept); err != nil {
+			return err
+		}
+	}
+	if !ok {
+		m = meta{ID: v.opt.ID()}
+	}
+	v.st = st
+	if v.opt.Statfs != nil {
+		if v.space, err = newSpace(v.opt, ""); err != nil {
+			return err
+		}
+	}
+	return v.begin(m)
+}
+
+func (v *View) openFiles(f *files) error {
+	sp, err := newSpace(v.opt, f.path(ballastFile))
+	if err != nil {
+		return err
+	}
+	if !sp.enough() {
+		f.dropAside()
+		sp.sink()
+	}
+	if !sp.enough() {
+		return fmt.Errorf("%d MiB free, %d needed: %w", sp.free()>>20, sp.need>>20, ErrNoSpace)
+	}
+	again := func(reason string) error {
+		v.opt.Logger.Warn("view set aside, it will be rebuilt from the log", "reason", reason)
+		v.opt.Rebuilding(reason)
+		return f.setAside(reason)
+	}
+	tries := f.tries()
+	if d := f.damage(); d != "" {
+		if err := again("damaged: " + d); err != nil {
+			return err
+		}
+		tries = 0
+	} else if tries >= maxTries {
+		if err := again(fmt.Sprintf("opening it ended the process %d times", tries)); err != nil {
+			return err
+		}
+		tries = 0
+	}
+	for first := true; ; first = false {
+		if err := f.mark(tries + 1); err != nil {
+			return err
+		}
+		st, m, err := openBadger(f.path(rowsDir), sp.memTable, v.opt)
+		if err == nil {
+			v.st, v.files, v.space = st, f, sp
+			if err = v.begin(m); err == nil {
+				sp.float()
+				return nil
+			}
+			st.close()
+		}
+		if !first || sp.low() {
+			return err
+		}
+		if err := again(err.Error()); err != nil {
+			return err
+		}
+		tries = 0
+	}
+}

@@ -1,0 +1,565 @@
+package kv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// View is an ordered map of rows with a position in the log. Reads may come
+// from any goroutine; Apply from one at a time.
+type View struct {
+	opt   Options
+	st    store
+	files *files // nil in memory
+	space *space // nil when there is no Statfs
+
+	work     chan struct{} // a token: the committer has something to look at
+	stop     chan struct{} // closed by Close and Abort
+	stopOnce sync.Once
+	done     chan struct{} // closed by the committer's end
+	closeErr error
+
+	damaged atomic.Bool
+
+	mu       sync.RWMutex
+	gens     []*generation // oldest first; the last one is open for Apply
+	base     *shared       // the committed rows below the overlay; nil: closed
+	meta     meta
+	applied  uint64
+	durable  uint64
+	bytes    int // of the overlay
+	ops      int
+	urgent   bool          // the committer shall not wait for more
+	full     bool          // the committer waits for space
+	abort    bool          // leave without another commit
+	failed   error         // a commit failed: nothing is written any more
+	closed   bool          //
+	changed  chan struct{} // closed and renewed when one of the fields above changes for waiters
+	flushing int
+}
+
+// shared is a snapshot that ends with its last reader.
+type shared struct {
+	snapshot
+	refs atomic.Int64
+}
+
+func (s *shared) acquire() *shared { s.refs.Add(1); return s }
+func (s *shared) drop() {
+	if s.refs.Add(-1) == 0 {
+		s.release()
+	}
+}
+
+func share(s snapshot) *shared {
+	sh := &shared{snapshot: s}
+	sh.refs.Store(1)
+	return sh
+}
+
+// wake tells waiters that something changed. Called with v.mu held.
+func (v *View) wake() {
+	close(v.changed)
+	v.changed = make(chan struct{})
+}
+
+func (v *View) kick() {
+	select {
+	case v.work <- struct{}{}:
+	default:
+	}
+}
+
+// begin sets the view to what its store holds.
+func (v *View) begin(m meta) error {
+	s, err := v.st.snapshot()
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.base, v.meta = share(s), m
+	v.applied, v.durable = m.Applied, m.Applied
+	v.gens, v.bytes, v.ops = []*generation{newGeneration()}, 0, 0
+	return nil
+}
+
+// Apply puts b into the overlay and queues it for the committer. seq is the
+// record's and grows from call to call; one caller at a time. It waits only
+// while the overlay is over its bound. An error means that the view will take
+// nothing more.
+func (v *View) Apply(seq uint64, b *Batch) error {
+	size := 0
+	for _, o := range b.ops {
+		if len(o.value) > MaxValue || len(o.key) > MaxKey || len(o.key) == 0 {
+			return fmt.Errorf("record %d: row with a key of %d and a value of %d bytes is out of bounds", seq, len(o.key), len(o.value))
+		}
+		size += len(o.key) + len(o.value) + rowCost
+	}
+	maxBytes, maxOps := v.st.limits()
+	v.mu.Lock()
+	for v.ops > 0 && (v.bytes+size > v.opt.OverlayBytes || v.ops+len(b.ops) > v.opt.OverlayOps) && v.failed == nil && !v.closed {
+		v.urgent = true
+		ch := v.changed
+		v.mu.Unlock()
+		v.kick()
+		<-ch
+		v.mu.Lock()
+	}
+	defer v.mu.Unlock()
+	switch {
+	case v.failed != nil:
+		return v.failed
+	case v.closed:
+		return ErrClosed
+	case seq <= v.applied:
+		return fmt.Errorf("record %d applied after %d", seq, v.applied)
+	}
+	g := v.gens[len(v.gens)-1]
+	if g.seq != 0 && (g.bytes+size > maxBytes || g.rows.Len()+len(b.ops) > maxOps) {
+		g = newGeneration()
+		v.gens = append(v.gens, g)
+		v.urgent = true
+	}
+	for _, o := range b.ops {
+		n, rows := g.put(o)
+		v.bytes += n
+		v.ops += rows
+	}
+	first := g.seq == 0
+	g.seq, v.applied = seq, seq
+	if first || v.urgent {
+		v.kick()
+	}
+	return nil
+}
+
+// Applied returns the sequence number that reads see: of the last Apply, or of
+// the position on disk at open.
+func (v *View) Applied() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.applied }
+
+// Durable returns the sequence number up to which rows are on disk.
+func (v *View) Durable() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.durable }
+
+// Pending returns how much the overlay holds, in bytes and rows.
+func (v *View) Pending() (bytes, rows int) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.bytes, v.ops
+}
+
+// Room waits until the overlay is at most half full.
+func (v *View) Room(ctx context.Context) error {
+	for {
+		v.mu.RLock()
+		over := v.bytes > v.opt.OverlayBytes/2 || v.ops > v.opt.OverlayOps/2
+		err, ch := v.failed, v.changed
+		if err == nil && v.closed {
+			err = ErrClosed
+		}
+		v.mu.RUnlock()
+		if err != nil || !over {
+			return err
+		}
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// Full reports whether the disk is below its floor: nothing should be accepted
+// and nothing is written until there is space again.
+func (v *View) Full() bool {
+	v.mu.RLock()
+	full := v.full
+	v.mu.RUnlock()
+	return full || v.space != nil && v.space.low()
+}
+
+// Get returns the value of a row, not to be changed, and whether it exists.
+func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
+	v.mu.RLock()
+	for i := len(v.gens) - 1; i >= 0; i-- {
+		if r, ok := v.gens[i].get(key); ok {
+			v.mu.RUnlock()
+			return r.value, !r.del, nil
+		}
+	}
+	if v.base == nil {
+		v.mu.RUnlock()
+		return nil, false, ErrClosed
+	}
+	s := v.base.acquire()
+	v.mu.RUnlock()
+	defer s.drop()
+	value, ok, err = s.get(key)
+	return value, ok, v.checked(err)
+}
+
+// Scan calls f with the rows whose key starts with prefix and is at least from
+// (nil: all of them), in key order, until f returns false. It shows the rows of
+// one instant. Key and value are valid during the call only. f must not call
+// Apply.
+func (v *View) Scan(prefix, from []byte, f func(key, value []byte) bool) error {
+	end := prefixEnd(prefix)
+	if bytes.Compare(from, prefix) < 0 {
+		from = prefix
+	}
+	if end != nil && bytes.Compare(from, end) >= 0 {
+		return nil
+	}
+	v.mu.RLock()
+	if n := len(v.gens); n > 0 && v.gens[n-1].shot == nil && v.gens[n-1].touches(from, end) {
+		v.mu.RUnlock() // a clone is a change of the tree
+		v.mu.Lock()
+		if g := v.gens; len(g) > 0 && g[len(g)-1].shot == nil {
+			g[len(g)-1].shot = g[len(g)-1].rows.Clone()
+		}
+		v.mu.Unlock()
+		v.mu.RLock()
+	}
+	if v.base == nil {
+		v.mu.RUnlock()
+		return ErrClosed
+	}
+	var layers []*treeIter
+	for i := len(v.gens) - 1; i >= 0; i-- {
+		g := v.gens[i]
+		if !g.touches(from, end) {
+			continue
+		}
+		tree := g.rows
+		if i == len(v.gens)-1 {
+			if tree = g.shot; tree == nil { // written between the two locks
+				v.mu.RUnlock()
+				return v.Scan(prefix, from, f)
+			}
+		}
+		layers = append(layers, newTreeIter(tree, from, end))
+	}
+	s := v.base.acquire()
+	v.mu.RUnlock()
+	defer s.drop()
+	it := s.iter(prefix, from)
+	defer it.close()
+	return v.checked(merge(layers, it, f))
+}
+
+// checked tells the owner once when a read met damage.
+func (v *View) checked(err error) error {
+	if err != nil && errors.Is(err, ErrDamaged) && v.damaged.CompareAndSwap(false, true) {
+		if v.files != nil {
+			v.files.noteDamage(err)
+		}
+		v.opt.Logger.Error("view damaged", "err", err)
+		v.opt.Damaged(err)
+	}
+	return err
+}
+
+// Flush waits until everything applied before the call is on disk. While the
+// disk is below its floor it waits for space.
+func (v *View) Flush(ctx context.Context) error {
+	v.mu.Lock()
+	target := v.applied
+	v.flushing++
+	defer func() { v.mu.Lock(); v.flushing--; v.mu.Unlock() }()
+	for {
+		err, ch, ok := v.failed, v.changed, v.durable >= target
+		if err == nil && v.closed {
+			err = ErrClosed
+		}
+		v.mu.Unlock()
+		if ok || err != nil {
+			if ok {
+				err = nil
+			}
+			return err
+		}
+		v.kick()
+		select {
+		case <-ch:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		v.mu.Lock()
+	}
+}
+
+// Target notes where the log ends, when the view is new: until it is applied,
+// the view counts as being built. Before the first Apply.
+func (v *View) Target(seq uint64) { v.mu.Lock(); v.meta.Target = seq; v.mu.Unlock() }
+
+// Building reports whether the view has not yet reached its Target on disk.
+func (v *View) Building() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.durable < v.meta.Target
+}
+
+// ID tells this view from others that were built from the same log.
+func (v *View) ID() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.meta.ID }
+
+// Close flushes and closes. What the disk has no space for is left to the log.
+func (v *View) Close() error {
+	v.stopOnce.Do(func() { close(v.stop) })
+	<-v.done
+	return v.closeErr
+}
+
+// Abort closes without another commit: what is then on disk is what a crash
+// would leave. The simulator and the crash tests call it.
+func (v *View) Abort() error {
+	v.mu.Lock()
+	v.abort = true
+	v.mu.Unlock()
+	return v.Close()
+}
+
+// run is the committer.
+func (v *View) run() {
+	defer close(v.done)
+	defer v.end()
+	for {
+		select {
+		case <-v.work:
+		case <-v.stop:
+			return
+		}
+		if !v.linger() || !v.drain() {
+			return
+		}
+	}
+}
+
+// linger waits for more work to put into one commit. False: stopped.
+func (v *View) linger() bool {
+	if v.opt.Delay < 0 {
+		return true
+	}
+	t := time.NewTimer(v.opt.Delay)
+	defer t.Stop()
+	for {
+		v.mu.RLock()
+		now := v.urgent || v.flushing > 0 || v.ops == 0 && v.applied == v.durable
+		v.mu.RUnlock()
+		if now {
+			return true
+		}
+		select {
+		case <-t.C:
+			return true
+		case <-v.work:
+		case <-v.stop:
+			return false
+		}
+	}
+}
+
+// fullPoll is how often the committer looks for space while there is none.
+const fullPoll = time.Second
+
+// drain commits all that was applied before the call. False: stopped or failed.
+func (v *View) drain() bool {
+	v.mu.RLock()
+	target := v.applied
+	v.mu.RUnlock()
+	for {
+		v.mu.RLock()
+		done := v.durable >= target && len(v.gens) == 1 || v.abort
+		v.mu.RUnlock()
+		if done {
+			break
+		}
+		switch err := v.commit(); {
+		case errors.Is(err, errFull):
+			t := time.NewTimer(fullPoll)
+			select {
+			case <-t.C:
+			case <-v.stop:
+				t.Stop()
+				return false
+			}
+		case err != nil:
+			v.opt.Logger.Error("view cannot be written", "err", err)
+			v.mu.Lock()
+			v.failed = fmt.Errorf("write view: %w", err)
+			v.wake()
+			v.mu.Unlock()
+			return false
+		}
+	}
+	v.mu.Lock()
+	v.urgent = false
+	v.mu.Unlock()
+	return true
+}
+
+// commit writes the oldest generation.
+func (v *View) commit() error {
+	if err := v.room(); err != nil {
+		return v.noteFull(err)
+	}
+	v.mu.Lock()
+	if v.full {
+		v.full = false
+		v.opt.Logger.Info("disk has space again: the view catches up")
+	}
+	g := v.gens[0]
+	if g.seq == 0 {
+		v.mu.Unlock()
+		return nil
+	}
+	if len(v.gens) == 1 {
+		v.gens = append(v.gens, newGeneration())
+	}
+	m := v.meta
+	v.mu.Unlock()
+
+	m.Applied = g.seq
+	if err := v.st.commit(g.sorted(), m); err != nil {
+		return v.noteFull(err)
+	}
+	s, err := v.st.snapshot()
+	if err != nil {
+		return err
+	}
+	v.mu.Lock()
+	old := v.base
+	v.base, v.meta, v.durable = share(s), m, g.seq
+	v.gens = append(v.gens[:0:0], v.gens[1:]...)
+	v.bytes -= g.bytes
+	v.ops -= g.rows.Len()
+	v.wake()
+	v.mu.Unlock()
+	old.drop()
+	if v.files != nil {
+		v.files.proven()
+	}
+	return nil
+}
+
+// noteFull notes that err is errFull, if it is, and returns it.
+func (v *View) noteFull(err error) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if errors.Is(err, errFull) && !v.full {
+		v.full = true
+		v.wake()
+		v.opt.Logger.Warn("disk below its floor: the view is not written")
+	}
+	return err
+}
+
+// room asks whether anything may be written now.
+func (v *View) room() error {
+	if v.space != nil && !v.space.check() {
+		return errFull
+	}
+	err := v.st.prepare()
+	if errors.Is(err, errFull) && v.space != nil {
+		v.space.sink()
+	}
+	return err
+}
+
+// end is the committer's last act.
+func (v *View) end() {
+	v.mu.RLock()
+	last := !v.abort && v.failed == nil
+	v.mu.RUnlock()
+	for last {
+		v.mu.RLock()
+		last = v.durable < v.applied
+		v.mu.RUnlock()
+		if last && v.commit() != nil { // full or failed: the log has it
+			break
+		}
+	}
+	v.mu.Lock()
+	v.closed = true
+	base := v.base
+	v.base, v.gens = nil, nil
+	v.wake()
+	v.mu.Unlock()
+	if base != nil {
+		base.drop()
+	}
+	v.closeErr = v.shut()
+}
+
+// shut closes store and files.
+func (v *View) shut() error {
+	if v.files == nil {
+		return v.st.close()
+	}
+	var err error
+	if v.space != nil && !v.space.enough() {
+		// Badger's close writes a table through a mapping; on a full disk that
+		// ends the process. All is synced, so leaving it open loses nothing.
+		v.opt.Logger.Warn("disk full: the view is left as it is, for the next start")
+	} else {
+		err = v.st.close()
+	}
+	v.files.release()
+	return err
+}
+
+// Reset sets the rows aside, or deletes them when keep is false, and begins a
+// new view: Applied is 0. Nothing may be read or applied during the call, and
+// snapshots of before end with it.
+func (v *View) Reset(ctx context.Context, reason string, keep bool) error {
+	v.stopOnce.Do(func() { close(v.stop) })
+	v.mu.Lock()
+	v.abort = true
+	v.mu.Unlock()
+	<-v.done
+	if v.closeErr != nil {
+		return v.closeErr
+	}
+	n := &View{opt: v.opt, work: make(chan struct{}, 1), stop: make(chan struct{}), done: make(chan struct{}), changed: make(chan struct{})}
+	if v.files != nil {
+		f, err := lockFiles(v.opt)
+		if err != nil {
+			return err
+		}
+		if keep {
+			err = f.setAside(reason)
+		} else {
+			err = f.drop()
+		}
+		f.release()
+		if err != nil {
+			return err
+		}
+	} else if v.opt.Kept != nil {
+		v.opt.Kept.clear()
+	}
+	if err := n.openStore(); err != nil {
+		return err
+	}
+	v.adopt(n)
+	go v.run()
+	return nil
+}
+
+// adopt takes over the parts of n, which no goroutine has seen yet.
+func (v *View) adopt(n *View) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.st, v.files, v.space = n.st, n.files, n.space
+	v.work, v.stop, v.done = n.work, n.stop, n.done
+	v.stopOnce = sync.Once{}
+	v.closeErr = nil
+	v.damaged.Store(false)
+	v.gens, v.base, v.meta = n.gens, n.base, n.meta
+	v.applied, v.durable, v.bytes, v.ops = n.applied, n.durable, 0, 0
+	v.urgent, v.full, v.abort, v.failed, v.closed = false, false, false, nil, false
+}
