@@ -1,0 +1,410 @@
+package log
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"math"
+	"path/filepath"
+	"slices"
+)
+
+// segment is a log segment as found on disk.
+type segment struct {
+	number uint64
+	name   string
+	h      *header
+	size   int64  // bytes of it that count
+	until  uint64 // last sequence in it that counts
+}
+
+// folder is what stands in the log's folder.
+type folder struct {
+	segs   []*segment // log segments with a header, in the log's order
+	bodies map[uint64]int64
+	temps  []string
+	other  []string // not ours
+	lost   []uint64 // log segments without a good header
+	top    uint64   // highest number in use
+	damage []Damage
+}
+
+// readFolder lists dir and reads the header of every log segment.
+func readFolder(ctx context.Context, fs FS, dir string) (*folder, error) {
+	infos, err := fs.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	d := &folder{bodies: map[uint64]int64{}}
+	for _, fi := range infos {
+		if err := context.Cause(ctx); err != nil {
+			return nil, err
+		}
+		number, ext, ok := parseName(fi.Name)
+		if !ok || fi.Dir {
+			d.other = append(d.other, fi.Name)
+			continue
+		}
+		d.top = max(d.top, number)
+		switch ext {
+		case extTemp:
+			d.temps = append(d.temps, fi.Name)
+		case extBody:
+			d.bodies[number] = fi.Size
+		case extLog:
+			if err := d.add(fs, dir, fi.Name, number); err != nil {
+				return nil, err
+			}
+		}
+	}
+	d.order()
+	return d, nil
+}
+
+func (d *folder) add(fs FS, dir, name string, number uint64) error {
+	f, err := fs.OpenFile(filepath.Join(dir, name))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	h, bad, why, size, err := readHeader(f)
+	if err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	for _, off := range bad {
+		d.damage = append(d.damage, Damage{File: name, Offset: off, What: "segment header: " + why.Error()})
+	}
+	if h != nil && (h.number != number || h.flags&flagBody != 0) {
+		d.damage = append(d.damage, Damage{File: name, What: fmt.Sprintf("the file is that of segment %d", h.number)})
+		h = nil
+	}
+	if h == nil {
+		d.lost = append(d.lost, number)
+		return nil
+	}
+	d.segs = append(d.segs, &segment{number: number, name: name, h: h, size: size, until: math.MaxUint64})
+	return nil
+}
+
+// order sorts the segments, bounds what counts in each, and names the missing.
+func (d *folder) order() {
+	slices.SortFunc(d.segs, func(a, b *segment) int {
+		switch {
+		case a.h.first != b.h.first && a.h.first < b.h.first:
+			return -1
+		case a.h.first != b.h.first:
+			return 1
+		case a.number < b.number:
+			return -1
+		}
+		return 1
+	})
+	until := uint64(math.MaxUint64)
+	for _, s := range slices.Backward(d.segs) {
+		s.until = until
+		until = min(until, s.h.prevEnd)
+	}
+	before := uint64(0)
+	for _, s := range d.segs {
+		if p := s.h.prev; p != before && !slices.Contains(d.lost, p) {
+			d.damage = append(d.damage, Damage{File: fileName(p, extLog), What: "the segment is missing"})
+		}
+		before = s.number
+	}
+}
+
+// recover brings the log into a state that may be appended to. Whatever it
+// does may end at any point and be done again.
+func (l *Log) recover(ctx context.Context) error {
+	d, err := readFolder(ctx, l.fs, l.opt.Dir)
+	if err != nil {
+		return err
+	}
+	rep := &l.report
+	for _, name := range d.temps {
+		if err := l.fs.Remove(filepath.Join(l.opt.Dir, name)); err != nil {
+			return err
+		}
+		rep.Leftovers++
+	}
+	l.number = d.top + 1
+	l.epoch = max(l.opt.Epoch, 1)
+	for _, s := range d.segs {
+		rep.Mark = max(rep.Mark, s.h.mark)
+		if l.opt.Epoch == 0 {
+			l.epoch = max(l.epoch, s.h.epoch)
+		}
+	}
+	for _, x := range d.damage {
+		l.found(x)
+	}
+	rep.Sealed = len(d.segs) == 0 && len(d.lost) == 0
+	if n := len(d.segs); n > 0 {
+		if err := l.recoverLast(d, d.segs[n-1]); err != nil {
+			return err
+		}
+	} else if len(d.lost) == 0 && l.opt.Position == 0 {
+		if err := l.orphans(d, 0, nil); err != nil {
+			return err
+		}
+	}
+	l.segs = d.segs
+	if n := len(d.segs); n > 0 {
+		l.w.last = d.segs[n-1].number
+	}
+	l.w.prev = rep.End
+	rep.LostEnd = rep.End < max(l.opt.Position, rep.Mark)
+	rep.Segments, rep.Bodies = len(d.segs), len(d.bodies)
+	l.mark = rep.Mark
+	l.next = max(rep.End, l.opt.Position, rep.Mark) + 1
+	if rep.LostEnd {
+		l.opt.Logger.Error("the log ends before the view: it has lost records", "end", rep.End, "position", l.opt.Position, "mark", rep.Mark)
+	}
+	return nil
+}
+
+// recoverLast looks through the last segment: the only one in which a write
+// may not have been finished.
+func (l *Log) recoverLast(d *folder, s *segment) error {
+	f, err := l.fs.OpenFile(l.path(s.number, extLog))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	rep := &l.report
+	var named []uint64
+	whole := true
+	walk := func(strict bool) (*walker, int64, error) {
+		named, whole = nil, true
+		var damage []Damage
+		w := newWalker(f, s.name, s.size, s.h)
+		w.strict = strict
+		w.onDamage = func(x Damage) { damage = append(damage, x); whole = false }
+		w.onRecord = func(r *found) error {
+			if r.external {
+				named = append(named, r.bodySeg)
+			}
+			return nil
+		}
+		tail, err := w.walk()
+		if err == nil && !strict && tail < 0 && !w.sealed {
+			tail, err = w.doubt(l.opt.Position)
+		}
+		for _, x := range damage {
+			l.found(x)
+		}
+		return w, tail, err
+	}
+	w, tail, err := walk(false)
+	if err != nil {
+		return err
+	}
+	end := w.last
+	torn := tail == w.groupS && tail > 0 // the last group, good but for a body
+	if torn {
+		end = w.groupH.prev
+	}
+	cut := int64(0)
+	if tail >= 0 {
+		clean, err := w.zeros(tail, s.size)
+		if err != nil {
+			return err
+		}
+		if !clean {
+			cut = s.size - tail
+		}
+	}
+	switch {
+	case cut > 0 && end < l.opt.Position:
+		// Some of it was synced: this is damage, and stays for a person to see.
+		if w, _, err = walk(true); err != nil {
+			return err
+		}
+		end, torn = w.last, false
+	case cut > 0:
+		for _, r := range w.groupR {
+			if torn && r.external {
+				named = slices.DeleteFunc(named, func(n uint64) bool { return n == r.bodySeg })
+			}
+		}
+		if err := cutTail(f, tail); err != nil {
+			return fmt.Errorf("cut the unfinished end of %s: %w", s.name, err)
+		}
+		s.size = tail
+		rep.Cut = append(rep.Cut, Cut{File: s.name, Offset: tail, Bytes: cut})
+		l.opt.Logger.Info("cut an unfinished write off the log", "file", s.name, "offset", tail, "bytes", cut)
+	case tail >= 0:
+		s.size = tail
+	}
+	rep.End, rep.Sealed, rep.Mark = end, w.sealed, max(rep.Mark, w.mark)
+	for _, n := range named {
+		if _, ok := d.bodies[n]; !ok {
+			l.found(Damage{File: fileName(n, extBody), What: "a body is missing"})
+			whole = false
+		}
+	}
+	if whole && len(d.lost) == 0 && end >= max(l.opt.Position, rep.Mark) {
+		if err := l.orphans(d, s.h.floor, named); err != nil {
+			return err
+		}
+	}
+	if w.sealed || torn || len(w.groupR) == 0 || w.groupR[0].seq <= l.opt.Position {
+		return nil
+	}
+	return l.writeAgain(d, s, w, f)
+}
+
+func cutTail(f File, at int64) error {
+	if err := f.Truncate(at); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// doubt checks the inline bodies of the last group, which alone may be torn;
+// it returns its start if one is bad and the view does not say that the group
+// was synced.
+func (w *walker) doubt(position uint64) (tail int64, err error) {
+	if len(w.groupR) == 0 || w.groupR[0].seq <= position {
+		return -1, nil
+	}
+	for i := range w.groupR {
+		bad, err := w.body(&w.groupR[i])
+		if err != nil || len(bad) > 0 {
+			return w.groupS, err
+		}
+	}
+	return -1, nil
+}
+
+// orphans removes the body segments that no record names: those from floor on,
+// but for the named. Only when every record since floor could be read.
+func (l *Log) orphans(d *folder, floor uint64, named []uint64) error {
+	for n := range d.bodies {
+		if n < floor || slices.Contains(named, n) {
+			continue
+		}
+		if err := l.fs.Remove(l.path(n, extBody)); err != nil {
+			return err
+		}
+		delete(d.bodies, n)
+		l.report.Orphans++
+	}
+	return nil
+}
+
+// writeAgain writes the last group of a log that ended without a seal into a
+// segment of its own, synced, before anyone sees it: if the process before us
+// died of a failed sync, the cache shows good bytes that will never reach the
+// disk. Groups before it were synced, or it would not have been written.
+func (l *Log) writeAgain(d *folder, s *segment, w *walker, f File) error {
+	var salt [8]byte
+	if _, err := io.ReadFull(l.opt.Rand, salt[:]); err != nil {
+		return err
+	}
+	h := &header{flags: flagRecovered, number: l.number, epoch: s.h.epoch, salt: binary.LittleEndian.Uint64(salt[:]),
+		first: w.groupH.first, prevEnd: w.groupH.prev, prev: s.number, floor: l.number, mark: l.report.Mark}
+	l.number++
+	seed := h.seed()
+	b := append(h.encode(), make([]byte, groupSize)...)
+	for i := range w.groupR {
+		r := w.groupR[i].recHead
+		at := len(b)
+		b = append(b, make([]byte, recordSize)...)
+		b = append(b, w.groupR[i].meta...)
+		body := make([]byte, r.inline())
+		if n, err := f.ReadAt(body, w.groupR[i].off+recordSize+r.metaLen); n < len(body) {
+			return fmt.Errorf("read %s again: %w", s.name, err)
+		}
+		b = append(b, body...)
+		for len(b)%alignment != 0 {
+			b = append(b, 0)
+		}
+		r.encode(b[at:], seed)
+	}
+	g := w.groupH
+	g.length = int64(len(b) - dataStart - groupSize)
+	g.encode(b[dataStart:], h, seed)
+	seal := group{flags: flagSeal, first: w.last + 1, prev: w.last, mark: h.mark}
+	b = append(b, make([]byte, groupSize)...)
+	seal.encode(b[len(b)-groupSize:], h, seed)
+
+	out, err := l.fs.Create(l.path(h.number, extTemp))
+	if err != nil {
+		return err
+	}
+	if _, err = out.WriteAt(b, 0); err == nil {
+		err = l.finish(out, h.number, extLog)
+	}
+	if e := out.Close(); err == nil {
+		err = e
+	}
+	if err != nil {
+		return fmt.Errorf("write the last group of %s again: %w", s.name, err)
+	}
+	s.until = min(s.until, h.prevEnd)
+	d.segs = append(d.segs, &segment{number: h.number, name: fileName(h.number, extLog), h: h, size: int64(len(b)), until: math.MaxUint64})
+	l.report.Recovered = len(w.groupR)
+	return nil
+}
+
+// found adds damage to the report, once.
+func (l *Log) found(x Damage) {
+	l.mu.Lock()
+	known := slices.Contains(l.report.Damage, x)
+	if !known {
+		l.report.Damage = append(l.report.Damage, x)
+	}
+	l.mu.Unlock()
+	if !known {
+		l.opt.Logger.Error("the log is damaged", "file", x.File, "offset", x.Offset, "what", x.What, "first", x.First, "last", x.Last)
+	}
+}
+
+// Replay calls f with every record whose Seq is at least from, in order. Only
+// before the first Append. An error of f ends it. Damage does not: it goes into
+// the Report and the records behind it follow.
+func (l *Log) Replay(ctx context.Context, from uint64, f func(Record) error) error {
+	for i, s := range l.segs {
+		if s.until < from {
+			continue
+		}
+		w, err := l.replay(ctx, s, from, f)
+		if err != nil {
+			return err
+		}
+		if s.until == math.MaxUint64 || w.last >= s.until || s.h.flags&flagCompacted != 0 {
+			continue
+		}
+		x := Damage{File: s.name, Offset: w.end, What: "the segment ends early", First: w.last + 1, Last: s.until}
+		if next := l.segs[i+1].h; next.prev != s.number {
+			x.File, x.Offset, x.What = fileName(next.prev, extLog), 0, "the segment is missing or has no header"
+		}
+		l.found(x)
+	}
+	return nil
+}
+
+func (l *Log) replay(ctx context.Context, s *segment, from uint64, f func(Record) error) (*walker, error) {
+	file, err := l.fs.OpenFile(l.path(s.number, extLog))
+	if err != nil {
+		return nil, fmt.Errorf("replay: %w", err)
+	}
+	defer file.Close()
+	w := newWalker(file, s.name, s.size, s.h)
+	w.strict, w.until, w.onDamage = true, s.until, l.found
+	w.onRecord = func(r *found) error {
+		if r.seq < from {
+			return nil
+		}
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		return f(r.record(s.number, r.off, r.meta))
+	}
+	if _, err := w.walk(); err != nil {
+		return nil, fmt.Errorf("replay: %w", err)
+	}
+	return w, nil
+}
