@@ -1,0 +1,261 @@
+package mailstore
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"posthouse/mailstore/log"
+	"posthouse/mailstore/mime"
+	"posthouse/mesh"
+	"posthouse/transport"
+)
+
+// The records of the mailboxes, as they stand in the log. DESIGN.md describes
+// them; testdata/v1 holds one of each. Keys are never reused.
+
+const recordVersion = 1
+
+// deliverRecord is KindDeliver: a message into the INBOX of some mailboxes. Its
+// body is this record's, or Source's.
+type deliverRecord struct {
+	Version   uint8               `cbor:"1,keyasint"`
+	ID        transport.MessageID `cbor:"2,keyasint"`
+	LegSeq    uint64              `cbor:"3,keyasint,omitempty"`
+	Source    *log.Ref            `cbor:"4,keyasint,omitempty"`
+	Prefix    []byte              `cbor:"5,keyasint,omitempty"` // put before the body
+	Cuts      []cut               `cbor:"6,keyasint,omitempty"` // left out of the body
+	Size      int64               `cbor:"7,keyasint"`           // as served
+	Time      int64               `cbor:"8,keyasint"`           // Unix seconds, by this node's clock
+	Structure []byte              `cbor:"9,keyasint"`           // CBOR of mime.Structure of the body alone
+	Copies    []placed            `cbor:"10,keyasint"`
+	Trace     int                 `cbor:"11,keyasint,omitempty"` // Received fields in Prefix
+}
+
+type placed struct {
+	_       struct{} `cbor:",toarray"`
+	Mailbox mesh.MailboxID
+	Folder  uint32
+	UID     UID
+	ModSeq  ModSeq
+}
+
+// cut is the bytes [From, To) of a body.
+type cut struct {
+	_        struct{} `cbor:",toarray"`
+	From, To int64
+}
+
+// appendRecord is KindAppend: one message with its body into one folder.
+type appendRecord struct {
+	Version   uint8          `cbor:"1,keyasint"`
+	Mailbox   mesh.MailboxID `cbor:"2,keyasint"`
+	Folder    uint32         `cbor:"3,keyasint"`
+	UID       UID            `cbor:"4,keyasint"`
+	ModSeq    ModSeq         `cbor:"5,keyasint"`
+	System    bits           `cbor:"6,keyasint,omitempty"`
+	Keywords  []string       `cbor:"7,keyasint,omitempty"`
+	Size      int64          `cbor:"8,keyasint"`
+	Time      int64          `cbor:"9,keyasint"` // internal date, Unix seconds
+	Structure []byte         `cbor:"10,keyasint"`
+}
+
+// flagsRecord is KindFlags. UIDs are packed by packUIDs, here and below.
+type flagsRecord struct {
+	Version        uint8          `cbor:"1,keyasint"`
+	Mailbox        mesh.MailboxID `cbor:"2,keyasint"`
+	Folder         uint32         `cbor:"3,keyasint"`
+	ModSeq         ModSeq         `cbor:"4,keyasint"`
+	Op             FlagOp         `cbor:"5,keyasint"`
+	System         bits           `cbor:"6,keyasint,omitempty"`
+	Keywords       []string       `cbor:"7,keyasint,omitempty"`
+	UIDs           []byte         `cbor:"8,keyasint"`
+	UnchangedSince ModSeq         `cbor:"9,keyasint,omitempty"`
+}
+
+// expungeRecord is KindExpunge. Without Force only messages that carry \Deleted
+// when the record is applied go.
+type expungeRecord struct {
+	Version uint8          `cbor:"1,keyasint"`
+	Mailbox mesh.MailboxID `cbor:"2,keyasint"`
+	Folder  uint32         `cbor:"3,keyasint"`
+	ModSeq  ModSeq         `cbor:"4,keyasint"`
+	UIDs    []byte         `cbor:"5,keyasint"`
+	Force   bool           `cbor:"6,keyasint,omitempty"`
+}
+
+// copyRecord is KindCopy. The n-th of UIDs gets First + n in To, also when one
+// before it is gone by then.
+type copyRecord struct {
+	Version  uint8          `cbor:"1,keyasint"`
+	Mailbox  mesh.MailboxID `cbor:"2,keyasint"`
+	From     uint32         `cbor:"3,keyasint"`
+	To       uint32         `cbor:"4,keyasint"`
+	First    UID            `cbor:"5,keyasint"`
+	ToModSeq ModSeq         `cbor:"6,keyasint"`
+	UIDs     []byte         `cbor:"7,keyasint"`
+	// Move and FromModSeq are set together: the originals go.
+	Move       bool   `cbor:"8,keyasint,omitempty"`
+	FromModSeq ModSeq `cbor:"9,keyasint,omitempty"`
+}
+
+// What a folderRecord or mailboxRecord does.
+const (
+	opCreate      = 1
+	opDelete      = 2
+	opRename      = 3
+	opSubscribe   = 4
+	opUnsubscribe = 5
+	opRenew       = 6
+)
+
+// folderRecord is KindFolder.
+type folderRecord struct {
+	Version uint8          `cbor:"1,keyasint"`
+	Mailbox mesh.MailboxID `cbor:"2,keyasint"`
+	Op      uint8          `cbor:"3,keyasint"`
+	New     []newFolder    `cbor:"4,keyasint,omitempty"` // made first, parents before children
+	Folder  uint32         `cbor:"5,keyasint,omitempty"` // of opDelete
+	From    string         `cbor:"6,keyasint,omitempty"` // of opRename: it and what is below it
+	Name    string         `cbor:"7,keyasint,omitempty"` // of opRename: the new name; of the subscriptions
+}
+
+type newFolder struct {
+	_    struct{} `cbor:",toarray"`
+	ID   uint32
+	Name string
+	Use  SpecialUse
+}
+
+// mailboxRecord is KindMailbox. opRenew is for all mailboxes and has no Mailbox.
+type mailboxRecord struct {
+	Version   uint8          `cbor:"1,keyasint"`
+	Op        uint8          `cbor:"2,keyasint"`
+	Mailbox   mesh.MailboxID `cbor:"3,keyasint"`
+	New       []newFolder    `cbor:"4,keyasint,omitempty"`
+	Subscribe []string       `cbor:"5,keyasint,omitempty"`
+	Epoch     uint32         `cbor:"6,keyasint,omitempty"`
+}
+
+// Delivered is what others may know of a KindDeliver record: the queue ends its
+// local leg by it.
+type Delivered struct {
+	ID        transport.MessageID
+	LegSeq    uint64           // 0: no leg of this node
+	Mailboxes []mesh.MailboxID // each has its copy
+}
+
+// DecodeDelivered reads the Meta of a KindDeliver record.
+func DecodeDelivered(meta []byte) (Delivered, error) {
+	var r struct {
+		Version uint8               `cbor:"1,keyasint"`
+		ID      transport.MessageID `cbor:"2,keyasint"`
+		LegSeq  uint64              `cbor:"3,keyasint"`
+		Copies  []placed            `cbor:"10,keyasint"`
+	}
+	if err := decode(meta, &r, func() uint8 { return r.Version }); err != nil {
+		return Delivered{}, err
+	}
+	d := Delivered{ID: r.ID, LegSeq: r.LegSeq, Mailboxes: make([]mesh.MailboxID, len(r.Copies))}
+	for i, c := range r.Copies {
+		d.Mailboxes[i] = c.Mailbox
+	}
+	return d, nil
+}
+
+var encMode, decMode = codec()
+
+func codec() (cbor.EncMode, cbor.DecMode) {
+	// RFC 3339 keeps the zone of a Date field, which Unix time would lose.
+	enc, err := cbor.EncOptions{Time: cbor.TimeRFC3339}.EncMode()
+	if err != nil {
+		panic(err)
+	}
+	// A Part nests two levels, its array and that of its children.
+	dec, err := cbor.DecOptions{MaxNestedLevels: 4*mime.MaxDepth + 32, MaxArrayElements: 1 << 17, MaxMapPairs: 64}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return enc, dec
+}
+
+// encode never fails: the types above hold nothing that CBOR cannot say.
+func encode(v any) []byte {
+	b, err := encMode.Marshal(v)
+	if err != nil {
+		panic(fmt.Sprintf("encode %T: %v", v, err))
+	}
+	return b
+}
+
+func decode(meta []byte, v any, version func() uint8) error {
+	if err := decMode.Unmarshal(meta, v); err != nil {
+		return fmt.Errorf("decode record: %w", err)
+	}
+	if version() != recordVersion {
+		return fmt.Errorf("record version %d is unknown: it was written by a newer Posthouse", version())
+	}
+	return nil
+}
+
+// packUIDs writes growing UIDs as pairs of uvarints: the gap to the end of the
+// run before, and the run's length less one.
+func packUIDs(uids []UID) []byte {
+	b := make([]byte, 0, 16)
+	end := UID(0)
+	for i := 0; i < len(uids); {
+		j := i + 1
+		for j < len(uids) && uids[j] == uids[j-1]+1 {
+			j++
+		}
+		b = binary.AppendUvarint(b, uint64(uids[i]-end))
+		b = binary.AppendUvarint(b, uint64(j-i-1))
+		end, i = uids[j-1], j
+	}
+	return b
+}
+
+// unpackUIDs reads at most perRecord UIDs.
+func unpackUIDs(b []byte) ([]UID, error) {
+	var uids []UID
+	end := uint64(0)
+	for len(b) > 0 {
+		gap, n := binary.Uvarint(b)
+		if n <= 0 {
+			return nil, errUIDs
+		}
+		more, m := binary.Uvarint(b[n:])
+		if m <= 0 || more >= perRecord || len(uids)+int(more) >= perRecord || gap == 0 || gap > 1<<32 || end+gap+more >= 1<<32 {
+			return nil, errUIDs
+		}
+		b = b[n+m:]
+		for u := end + gap; u <= end+gap+more; u++ {
+			uids = append(uids, UID(u))
+		}
+		end += gap + more
+	}
+	return uids, nil
+}
+
+var errUIDs = fmt.Errorf("decode record: UIDs: %w", log.ErrDamaged)
+
+// growing returns uids sorted, each once; the argument is not changed.
+func growing(uids []UID) []UID {
+	if slices.IsSorted(uids) && !hasTwins(uids) {
+		return uids
+	}
+	uids = slices.Clone(uids)
+	slices.Sort(uids)
+	return slices.Compact(uids)
+}
+
+func hasTwins(sorted []UID) bool {
+	for i := 1; i < len(sorted); i++ {
+		if sorted[i] == sorted[i-1] {
+			return true
+		}
+	}
+	return false
+}
