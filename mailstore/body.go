@@ -104,7 +104,7 @@ func shiftStructure(st *mime.Structure, by int64, received int) {
 
 func decodeStructure(b []byte) (*mime.Structure, error) {
 	st := &mime.Structure{}
-	if err := decMode.Unmarshal(b, st); err != nil {
+	if err := st.UnmarshalBinary(b); err != nil {
 		return nil, fmt.Errorf("decode structure: %w", err)
 	}
 	return st, nil

@@ -68,12 +68,16 @@ func (f *Folder) Append(ctx context.Context, msgs []AppendMessage) (uidValidity 
 			return 0, nil, err
 		}
 		words = append(words, ws...)
+		structure, err := m.Structure.MarshalBinary()
+		if err != nil {
+			return 0, nil, fmt.Errorf("structure of a message to append: %w", err)
+		}
 		if m.Received.IsZero() {
 			m.Received = time.Now()
 		}
 		recs[i] = appendRecord{
 			Version: recordVersion, Mailbox: f.mb.id, Folder: f.id,
-			System: sys, Keywords: ws, Size: m.Draft.Size(), Time: m.Received.Unix(), Structure: encode(m.Structure),
+			System: sys, Keywords: ws, Size: m.Draft.Size(), Time: m.Received.Unix(), Structure: structure,
 		}
 		size += m.Draft.Size() + int64(len(recs[i].Structure))
 	}

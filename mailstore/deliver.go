@@ -71,15 +71,19 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 	if err != nil {
 		return nil, err
 	}
+	structure, err := d.Structure.MarshalBinary()
+	if err != nil {
+		return nil, fmt.Errorf("structure of message %s: %w", d.Envelope.ID, err)
+	}
 	rec := deliverRecord{
 		Version: recordVersion, ID: d.Envelope.ID, LegSeq: d.LegSeq,
 		Prefix: append(returnPath(d.Envelope.From), d.Trace...), Time: time.Now().Unix(),
-		Structure: encode(d.Structure), Trace: countReceived(d.Trace),
+		Structure: structure, Trace: countReceived(d.Trace),
 	}
 	if d.Draft == nil {
 		rec.Source = &d.Source
 	}
-	if d.Structure != nil && d.Structure.Root != nil {
+	if d.Structure.Root != nil {
 		h, err := readHeader(body, d.Structure.Root.Body)
 		if err != nil {
 			return nil, fmt.Errorf("read header of message %s: %w", d.Envelope.ID, err)

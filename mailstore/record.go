@@ -8,7 +8,6 @@ import (
 	"github.com/fxamacker/cbor/v2"
 
 	"posthouse/mailstore/log"
-	"posthouse/mailstore/mime"
 	"posthouse/mesh"
 	"posthouse/transport"
 )
@@ -29,7 +28,7 @@ type deliverRecord struct {
 	Cuts      []cut               `cbor:"6,keyasint,omitempty"` // left out of the body
 	Size      int64               `cbor:"7,keyasint"`           // as served
 	Time      int64               `cbor:"8,keyasint"`           // Unix seconds, by this node's clock
-	Structure []byte              `cbor:"9,keyasint"`           // CBOR of mime.Structure of the body alone
+	Structure []byte              `cbor:"9,keyasint"`           // mime.Structure in its stored form, of the body alone
 	Copies    []placed            `cbor:"10,keyasint"`
 	Trace     int                 `cbor:"11,keyasint,omitempty"` // Received fields in Prefix
 }
@@ -168,13 +167,11 @@ func DecodeDelivered(meta []byte) (Delivered, error) {
 var encMode, decMode = codec()
 
 func codec() (cbor.EncMode, cbor.DecMode) {
-	// RFC 3339 keeps the zone of a Date field, which Unix time would lose.
-	enc, err := cbor.EncOptions{Time: cbor.TimeRFC3339}.EncMode()
+	enc, err := cbor.EncOptions{}.EncMode()
 	if err != nil {
 		panic(err)
 	}
-	// A Part nests two levels, its array and that of its children.
-	dec, err := cbor.DecOptions{MaxNestedLevels: 4*mime.MaxDepth + 32, MaxArrayElements: 1 << 17, MaxMapPairs: 64}.DecMode()
+	dec, err := cbor.DecOptions{MaxNestedLevels: 8, MaxArrayElements: 1 << 16, MaxMapPairs: 64}.DecMode()
 	if err != nil {
 		panic(err)
 	}

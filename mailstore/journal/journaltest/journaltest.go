@@ -8,35 +8,33 @@ package journaltest
 
 import (
 	"context"
-	"io"
-	"sync"
 	"testing"
 
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
+	"posthouse/mailstore/log/simfs"
 )
 
 // Disk holds what log and view have on disk. One journal at a time is open.
 type Disk struct {
-	mu      sync.Mutex
-	records []kept
-	view    *kv.Memory
-	open    *journal.Journal
-}
-
-type kept struct {
-	kind log.Kind
-	meta []byte
-	body []byte // nil for none
+	fs   *simfs.FS
+	view *kv.Memory
+	open *journal.Journal
 }
 
 // NewDisk returns an empty disk. A journal that is still open when tb ends is
 // closed.
 func NewDisk(tb testing.TB) *Disk {
-	d := &Disk{view: &kv.Memory{}}
+	d := &Disk{fs: simfs.New(), view: newView()}
 	tb.Cleanup(func() { d.Close(tb) })
 	return d
+}
+
+func newView() *kv.Memory {
+	v := &kv.Memory{}
+	v.KeepHistory()
+	return v
 }
 
 // Open returns a journal on what the disk holds. It is not started: register
@@ -46,30 +44,14 @@ func (d *Disk) Open(tb testing.TB) *journal.Journal {
 	if d.open != nil {
 		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
 	}
-	ctx := context.Background()
-	j, err := journal.Open(ctx, journal.Options{View: kv.Options{Memory: true, Kept: d.view}})
+	j, err := journal.Open(context.Background(), journal.Options{
+		Log:  log.Options{Dir: "log", FS: d.fs},
+		View: kv.Options{Memory: true, Kept: d.view},
+	})
 	if err != nil {
 		tb.Fatal("journaltest: open:", err)
 	}
-	for _, k := range d.records {
-		e := log.Entry{Kind: k.kind, Meta: append([]byte(nil), k.meta...)}
-		if k.body != nil {
-			e.Body = j.NewDraft()
-			if _, err := e.Body.Write(k.body); err != nil {
-				tb.Fatal("journaltest: body:", err)
-			}
-			if err := e.Body.Seal(ctx); err != nil {
-				tb.Fatal("journaltest: body:", err)
-			}
-		}
-		j.Append(e)
-	}
 	d.open = j
-	all := make([]log.Kind, 0, 255)
-	for k := 1; k < 256; k++ {
-		all = append(all, log.Kind(k))
-	}
-	j.Register(&recorder{d: d, j: j}, all...)
 	return j
 }
 
@@ -91,7 +73,23 @@ func (d *Disk) Close(tb testing.TB) {
 // must not be used any more.
 func (d *Disk) Crash(tb testing.TB) {
 	tb.Helper()
-	d.Close(tb)
+	if d.open == nil {
+		return
+	}
+	after := d.fs.After(simfs.LoseAll, 0)
+	d.open.View().Abort()
+	d.open.Close() // of a disk that is gone: it fails
+	d.open, d.fs = nil, after
+}
+
+// Rewind takes the view of a closed disk back to the last commit at or before
+// that record: the next Start replays the rest. 0 is an absent view.
+func (d *Disk) Rewind(tb testing.TB, seq uint64) {
+	tb.Helper()
+	if d.open != nil {
+		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
+	}
+	d.view.Rewind(seq)
 }
 
 // DropView removes the view of a closed disk: the next Start replays the whole
@@ -101,32 +99,5 @@ func (d *Disk) DropView(tb testing.TB) {
 	if d.open != nil {
 		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
 	}
-	d.view = &kv.Memory{}
-}
-
-// recorder keeps each record the first time that it is applied.
-type recorder struct {
-	d *Disk
-	j *journal.Journal
-}
-
-func (r *recorder) Apply(rec log.Record, b *kv.Batch, live bool) error {
-	r.d.mu.Lock()
-	defer r.d.mu.Unlock()
-	if rec.Seq <= uint64(len(r.d.records)) {
-		return nil
-	}
-	k := kept{kind: rec.Kind, meta: append([]byte(nil), rec.Meta...)}
-	if rec.BodySize > 0 {
-		br, err := r.j.Body(rec.Ref).Open()
-		if err != nil {
-			return err
-		}
-		defer br.Close()
-		if k.body, err = io.ReadAll(br); err != nil {
-			return err
-		}
-	}
-	r.d.records = append(r.d.records, k)
-	return nil
+	d.view = newView()
 }
