@@ -140,3 +140,39 @@ func (c *Checker) Check(ctx context.Context, user mesh.ID, version uint64, verif
 	c.mu.Unlock()
 	return true, nil
 }
+
+// Challenge is what somebody needs to prove a password without sending it: the
+// public half of a verifier.
+type Challenge struct {
+	_      struct{} `cbor:",toarray"`
+	Salt   []byte
+	Memory uint32 // KiB
+	Passes uint32
+	Lanes  uint8
+	KeyLen uint32
+}
+
+// ChallengeOf returns the challenge of a verifier; of none, one that nobody can
+// answer and that looks like any other.
+func ChallengeOf(verifier string, unknown [saltLen]byte) (Challenge, error) {
+	if verifier == "" {
+		return Challenge{Salt: unknown[:], Memory: memory, Passes: passes, Lanes: lanes, KeyLen: keyLen}, nil
+	}
+	salt, key, m, t, p, err := parse(verifier)
+	return Challenge{Salt: salt, Memory: m, Passes: t, Lanes: p, KeyLen: uint32(len(key))}, err
+}
+
+// Secret returns what a verifier and the password have in common.
+func Secret(verifier string) ([]byte, error) {
+	_, key, _, _, _, err := parse(verifier)
+	return key, err
+}
+
+// Derive computes the secret from the password. It refuses challenges that are
+// cheaper than what New makes, which would give the password away.
+func (c Challenge) Derive(password string) ([]byte, error) {
+	if len(c.Salt) < 8 || c.Memory < memory || c.Memory > 1<<20 || c.Passes < passes || c.Passes > 16 || c.Lanes < 1 || c.Lanes > 8 || c.KeyLen < 16 || c.KeyLen > 64 {
+		return nil, errors.New("the other side asks for the password in an unsafe way")
+	}
+	return argon2.IDKey([]byte(password), c.Salt, c.Passes, c.Memory, c.Lanes, c.KeyLen), nil
+}
