@@ -68,12 +68,15 @@ type badgerStore struct {
 	reserve  bool // the file system can reserve blocks
 	maxBytes int  // of one transaction
 	maxOps   int
+	flush    func() // told that Badger begins to write a memtable out
 }
 
 // valueLogSize is the least that Badger takes: nothing is ever written there.
 const valueLogSize = 1 << 20
 
-func badgerOptions(dir string, memTable int64, log *slog.Logger) badger.Options {
+// badgerOptions are what we run Badger with. table is called before each table
+// that a compaction writes, on the goroutine that will write it.
+func badgerOptions(dir string, memTable int64, log *slog.Logger, table func()) badger.Options {
 	return badger.DefaultOptions(dir).
 		WithSyncWrites(true).
 		WithMemTableSize(memTable).
@@ -89,10 +92,10 @@ func badgerOptions(dir string, memTable int64, log *slog.Logger) badger.Options 
 		WithIndexCacheSize(0).
 		WithDetectConflicts(false). // one writer
 		WithMetricsEnabled(false).
-		WithLogger(badgerLog{log})
+		WithLogger(badgerLog{l: log, table: table})
 }
 
-func openBadger(dir string, memTable int64, opt Options) (_ *badgerStore, _ meta, err error) {
+func openBadger(dir string, memTable int64, opt Options, sp *space) (_ *badgerStore, _ meta, err error) {
 	defer caught(&err)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, meta{}, err
@@ -114,13 +117,13 @@ func openBadger(dir string, memTable int64, opt Options) (_ *badgerStore, _ meta
 		// A file of a bigger memtable does not fit into a smaller one.
 		memTable = max(memTable, (fi.Size()+1)/2)
 	}
-	bo := badgerOptions(dir, memTable, opt.Logger)
+	bo := badgerOptions(dir, memTable, opt.Logger, sp.gate)
 	db, err := badger.Open(bo)
 	if err != nil {
 		return nil, meta{}, err
 	}
 	s := &badgerStore{
-		db: db, dir: dir, memTable: memTable,
+		db: db, dir: dir, memTable: memTable, flush: sp.begun,
 		maxBytes: int(db.MaxBatchSize()) * 3 / 4,
 		maxOps:   int(db.MaxBatchCount()) * 3 / 4,
 	}
@@ -295,12 +298,16 @@ func (s *badgerStore) commit(rows []row, m meta) error {
 	if part := s.part(rows); len(part) < len(rows) {
 		return s.commitBig(rows, m)
 	}
-	return s.txn(func(t *badger.Txn) error {
+	err := s.txn(func(t *badger.Txn) error {
 		if err := setRows(t, rows); err != nil {
 			return err
 		}
 		return setMeta(t, badgerMeta{meta: m})
 	})
+	if fi, e := os.Stat(s.memPath(s.nextMem)); e == nil && fi.Size() > 0 {
+		s.flush() // it rotated: the full memtable becomes a table now
+	}
+	return err
 }
 
 // part returns how much of rows fits into one transaction.
@@ -560,12 +567,24 @@ func asDamage(err error) error {
 	return err
 }
 
-// badgerLog hands Badger's messages to slog; its Info is our Debug.
-type badgerLog struct{ l *slog.Logger }
+// badgerLog hands Badger's messages to slog; its Info is our Debug. One of them
+// stands between the making of a table and its writing: the only place where
+// Badger can be held before it takes space. A test sees to it that a new version
+// of Badger still says it.
+type badgerLog struct {
+	l     *slog.Logger
+	table func()
+}
+
+const tableMessage = "LOG Compact. Added"
 
 func text(f string, a []any) string { return strings.TrimSpace(fmt.Sprintf(f, a...)) }
 
 func (b badgerLog) Errorf(f string, a ...any)   { b.l.Error("badger", "text", text(f, a)) }
 func (b badgerLog) Warningf(f string, a ...any) { b.l.Warn("badger", "text", text(f, a)) }
 func (b badgerLog) Infof(f string, a ...any)    { b.l.Debug("badger", "text", text(f, a)) }
-func (b badgerLog) Debugf(string, ...any)       {} // one a transaction and more
+func (b badgerLog) Debugf(f string, _ ...any) { // one a transaction and more
+	if strings.Contains(f, tableMessage) {
+		b.table()
+	}
+}

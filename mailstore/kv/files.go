@@ -257,11 +257,12 @@ func (v *View) openFiles(f *files) error {
 		if err := f.mark(tries + 1); err != nil {
 			return err
 		}
-		st, m, err := openBadger(f.path(rowsDir), sp.memTable, v.opt)
+		st, m, err := openBadger(f.path(rowsDir), sp.memTable, v.opt, sp)
 		if err == nil {
 			v.st, v.files, v.space = st, f, sp
 			if err = v.begin(m); err == nil {
 				sp.float()
+				sp.watch()
 				return nil
 			}
 			st.close()

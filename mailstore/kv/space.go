@@ -44,6 +44,11 @@ type space struct {
 	was   FS
 	under bool // below the floor since; ends with some more than the floor
 	sunk  bool // the ballast was given up
+
+	room int64         // bytes that the tables under way may take
+	open chan struct{} // closed when gate shall hold nobody any more
+	look chan struct{} // a token: a table is about to be written
+	done chan struct{} // closed by the end of watch; nil when it never ran
 }
 
 // lowEvery is how old the answer of low may be.
@@ -56,7 +61,7 @@ func newSpace(opt Options, ballast string) (*space, error) {
 	if err != nil {
 		return nil, fmt.Errorf("statfs %s: %w", opt.Dir, err)
 	}
-	s := &space{opt: opt, path: ballast, memTable: opt.MemTable, floor: opt.Floor, ballast: opt.Ballast, was: fs}
+	s := &space{opt: opt, path: ballast, memTable: opt.MemTable, floor: opt.Floor, ballast: opt.Ballast, was: fs, open: make(chan struct{})}
 	small := fs.Total < smallDisk
 	if s.memTable == 0 {
 		s.memTable = 16 << 20
@@ -84,7 +89,64 @@ func newSpace(opt Options, ballast string) (*space, error) {
 		s.need = 0
 	}
 	s.need = min(s.need, max(s.floor, 4*s.memTable))
+	s.room = min(s.floor/2, 4*s.memTable)
+	s.look = make(chan struct{}, 1)
 	return s, nil
+}
+
+// The watch looks this often, for this long, after a table was begun. An idle
+// view has no watch awake.
+const (
+	watchEvery = time.Millisecond
+	watchFor   = 250 * time.Millisecond
+)
+
+// watch gives the ballast up the moment that the disk fills up while Badger
+// writes tables: it cannot be held then, and dies at the next page.
+func (s *space) watch() {
+	s.done = make(chan struct{})
+	go func() {
+		defer close(s.done)
+		t := time.NewTimer(watchFor)
+		defer t.Stop()
+		for {
+			select {
+			case <-s.look:
+			case <-s.open:
+				return
+			}
+			for until := time.Now().Add(watchFor); time.Now().Before(until); {
+				if s.free() < s.room {
+					s.sink()
+					break
+				}
+				t.Reset(watchEvery)
+				select {
+				case <-t.C:
+				case <-s.look:
+					until = time.Now().Add(watchFor)
+				case <-s.open:
+					return
+				}
+			}
+		}
+	}()
+}
+
+// begun starts the watch.
+func (s *space) begun() {
+	select {
+	case s.look <- struct{}{}:
+	default:
+	}
+}
+
+// close ends watch and gate.
+func (s *space) close() {
+	close(s.open)
+	if s.done != nil {
+		<-s.done
+	}
 }
 
 // ask asks the file system. An error counts as no news.
@@ -128,15 +190,16 @@ func (s *space) low() bool {
 	return s.under
 }
 
-// check asks now, gives the ballast up below the floor and takes it back when
-// there is space again. False: nothing may be written.
+// check asks now, gives the ballast up when there is no room for what is under
+// way (not sooner: who fills the disk would take it too), and takes it back
+// when there is space again. False: nothing may be written.
 func (s *space) check() bool {
 	s.mu.Lock()
 	s.judge(s.ask().Free)
-	under, sunk := s.under, s.sunk
+	under, sunk, scant := s.under, s.sunk, s.was.Free < s.room
 	s.mu.Unlock()
 	switch {
-	case under && !sunk:
+	case scant && !sunk:
 		s.sink()
 	case !under && sunk:
 		s.float()
@@ -177,6 +240,28 @@ func (s *space) float() {
 	s.mu.Lock()
 	s.sunk = sunk
 	s.mu.Unlock()
+}
+
+// gatePoll is how often a held compaction looks for space.
+const gatePoll = 100 * time.Millisecond
+
+// gate holds a compaction before it writes a table while there is no room for
+// it and its like: a write through a mapping to a full disk ends the process.
+func (s *space) gate() {
+	s.begun()
+	if s.free() >= s.room {
+		return
+	}
+	s.sink()
+	for s.free() < s.room {
+		t := time.NewTimer(gatePoll)
+		select {
+		case <-t.C:
+		case <-s.open:
+			t.Stop()
+			return
+		}
+	}
 }
 
 // reserve makes path, or opens it, and gives it size bytes of real blocks; the

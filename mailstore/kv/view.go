@@ -501,7 +501,8 @@ func (v *View) shut() error {
 		return v.st.close()
 	}
 	var err error
-	if v.space != nil && !v.space.enough() {
+	v.space.close()
+	if !v.space.enough() {
 		// Badger's close writes a table through a mapping; on a full disk that
 		// ends the process. All is synced, so leaving it open loses nothing.
 		v.opt.Logger.Warn("disk full: the view is left as it is, for the next start")
