@@ -48,7 +48,7 @@ var (
 	ErrClosed  = errors.New("view closed")
 	ErrDamaged = errors.New("view damaged")
 	ErrLocked  = errors.New("view is open in another process; stop the other one first")
-	ErrNoSpace = errors.New("not enough free disk space to open the view; free some and start again")
+	ErrNoSpace = errors.New("not enough free disk space for the view; free some")
 	ErrFS      = errors.New("the view needs a local file system (ext4, XFS); network file systems lose its locks and syncs")
 )
 

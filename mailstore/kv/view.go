@@ -34,11 +34,12 @@ type View struct {
 	durable  uint64
 	bytes    int // of the overlay
 	ops      int
-	urgent   bool          // the committer shall not wait for more
-	full     bool          // the committer waits for space
-	abort    bool          // leave without another commit
-	failed   error         // a commit failed: nothing is written any more
-	closed   bool          //
+	urgent   bool  // the committer shall not wait for more
+	full     bool  // the committer waits for space
+	abort    bool  // leave without another commit
+	failed   error // a commit failed: nothing is written any more
+	closed   bool
+	unbound  bool          // Apply does not wait
 	changed  chan struct{} // closed and renewed when one of the fields above changes for waiters
 	flushing int
 }
@@ -103,7 +104,7 @@ func (v *View) Apply(seq uint64, b *Batch) error {
 	}
 	maxBytes, maxOps := v.st.limits()
 	v.mu.Lock()
-	for v.ops > 0 && (v.bytes+size > v.opt.OverlayBytes || v.ops+len(b.ops) > v.opt.OverlayOps) && v.failed == nil && !v.closed {
+	for v.ops > 0 && (v.bytes+size > v.opt.OverlayBytes || v.ops+len(b.ops) > v.opt.OverlayOps) && v.failed == nil && !v.closed && !v.unbound {
 		v.urgent = true
 		ch := v.changed
 		v.mu.Unlock()
@@ -153,14 +154,19 @@ func (v *View) Pending() (bytes, rows int) {
 	return v.bytes, v.ops
 }
 
-// Room waits until the overlay is at most half full.
+// Room waits until the overlay is at most half full, and fails with ErrNoSpace
+// when it is fuller than that and the disk is below its floor.
 func (v *View) Room(ctx context.Context) error {
 	for {
 		v.mu.RLock()
 		over := v.bytes > v.opt.OverlayBytes/2 || v.ops > v.opt.OverlayOps/2
 		err, ch := v.failed, v.changed
-		if err == nil && v.closed {
+		switch {
+		case err != nil:
+		case v.closed:
 			err = ErrClosed
+		case over && v.full:
+			err = ErrNoSpace
 		}
 		v.mu.RUnlock()
 		if err != nil || !over {
@@ -264,8 +270,17 @@ func (v *View) checked(err error) error {
 	return err
 }
 
+// Unbound lets Apply pass without waiting, whatever the overlay holds: the
+// owner is about to close.
+func (v *View) Unbound() {
+	v.mu.Lock()
+	v.unbound = true
+	v.wake()
+	v.mu.Unlock()
+}
+
 // Flush waits until everything applied before the call is on disk. While the
-// disk is below its floor it waits for space.
+// disk is below its floor it fails with ErrNoSpace.
 func (v *View) Flush(ctx context.Context) error {
 	v.mu.Lock()
 	target := v.applied
@@ -273,8 +288,12 @@ func (v *View) Flush(ctx context.Context) error {
 	defer func() { v.mu.Lock(); v.flushing--; v.mu.Unlock() }()
 	for {
 		err, ch, ok := v.failed, v.changed, v.durable >= target
-		if err == nil && v.closed {
+		switch {
+		case err != nil:
+		case v.closed:
 			err = ErrClosed
+		case v.full:
+			err = ErrNoSpace
 		}
 		v.mu.Unlock()
 		if ok || err != nil {
@@ -562,5 +581,5 @@ func (v *View) adopt(n *View) {
 	v.damaged.Store(false)
 	v.gens, v.base, v.meta = n.gens, n.base, n.meta
 	v.applied, v.durable, v.bytes, v.ops = n.applied, n.durable, 0, 0
-	v.urgent, v.full, v.abort, v.failed, v.closed = false, false, false, nil, false
+	v.urgent, v.full, v.abort, v.failed, v.closed, v.unbound = false, false, false, nil, false, false
 }

@@ -2,8 +2,8 @@
 // journal on it: open, append, crash, open again, and see whether what the
 // engine applies on replay is what it had applied live.
 //
-// Only tests import it. Everything is in memory, so it runs in a synctest
-// bubble.
+// Only tests import it. Everything is in memory, the log on a simulated file
+// system, so it runs in a synctest bubble.
 package journaltest
 
 import (
@@ -12,47 +12,57 @@ import (
 
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/kv"
-	"posthouse/mailstore/log"
 	"posthouse/mailstore/log/simfs"
 )
 
 // Disk holds what log and view have on disk. One journal at a time is open.
+// The fields may be changed while none is.
 type Disk struct {
-	fs   *simfs.FS
-	view *kv.Memory
+	FS   *simfs.FS  // of the log
+	View *kv.Memory // the view's rows
+	// Options are what Open opens with; FS and View are set by it.
+	Options journal.Options
+	// Mode and Seed say what Crash does to what was not synced. Zero: all of it
+	// is lost.
+	Mode simfs.Mode
+	Seed uint64
+
 	open *journal.Journal
 }
 
 // NewDisk returns an empty disk. A journal that is still open when tb ends is
 // closed.
 func NewDisk(tb testing.TB) *Disk {
-	d := &Disk{fs: simfs.New(), view: newView()}
+	d := &Disk{FS: simfs.New(), View: new(kv.Memory)}
+	d.Options.Log.Dir = "log"
 	tb.Cleanup(func() { d.Close(tb) })
 	return d
-}
-
-func newView() *kv.Memory {
-	v := &kv.Memory{}
-	v.KeepHistory()
-	return v
 }
 
 // Open returns a journal on what the disk holds. It is not started: register
 // the engines, then call its Start.
 func (d *Disk) Open(tb testing.TB) *journal.Journal {
 	tb.Helper()
-	if d.open != nil {
-		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
-	}
-	j, err := journal.Open(context.Background(), journal.Options{
-		Log:  log.Options{Dir: "log", FS: d.fs},
-		View: kv.Options{Memory: true, Kept: d.view},
-	})
+	j, err := d.TryOpen()
 	if err != nil {
 		tb.Fatal("journaltest: open:", err)
 	}
-	d.open = j
 	return j
+}
+
+// TryOpen is Open for a disk on which it may fail.
+func (d *Disk) TryOpen() (*journal.Journal, error) {
+	if d.open != nil {
+		panic("journaltest: the disk is open; Close or Crash it first")
+	}
+	opt := d.Options
+	opt.Log.FS = d.FS
+	opt.View.Memory, opt.View.Kept = true, d.View
+	j, err := journal.Open(context.Background(), opt)
+	if err == nil {
+		d.open = j
+	}
+	return j, err
 }
 
 // Close closes the open journal cleanly. Harmless when none is open.
@@ -69,27 +79,16 @@ func (d *Disk) Close(tb testing.TB) {
 }
 
 // Crash ends the open journal as if the power had gone: every record that was
-// synced is there at the next Open, the view may be behind. The old journal
-// must not be used any more.
+// synced is there at the next Open, and the view is as of its last commit. The
+// old journal must not be used any more.
 func (d *Disk) Crash(tb testing.TB) {
 	tb.Helper()
-	if d.open == nil {
-		return
-	}
-	after := d.fs.After(simfs.LoseAll, 0)
-	d.open.View().Abort()
-	d.open.Close() // of a disk that is gone: it fails
-	d.open, d.fs = nil, after
-}
-
-// Rewind takes the view of a closed disk back to the last commit at or before
-// that record: the next Start replays the rest. 0 is an absent view.
-func (d *Disk) Rewind(tb testing.TB, seq uint64) {
-	tb.Helper()
+	d.FS.Crash()
 	if d.open != nil {
-		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
+		d.open.Abort()
+		d.open = nil
 	}
-	d.view.Rewind(seq)
+	d.FS = d.FS.After(d.Mode, d.Seed)
 }
 
 // DropView removes the view of a closed disk: the next Start replays the whole
@@ -99,5 +98,5 @@ func (d *Disk) DropView(tb testing.TB) {
 	if d.open != nil {
 		tb.Fatal("journaltest: the disk is open; Close or Crash it first")
 	}
-	d.view = newView()
+	d.View = new(kv.Memory)
 }
