@@ -136,7 +136,6 @@ func (w *world) deps() Deps {
 		},
 		Host:       func() string { return "praha.ours.example" },
 		Postmaster: func() string { return "postmaster@ours.example" },
-		Parse:      func(io.ReaderAt, int64) (*mime.Structure, error) { return &mime.Structure{}, nil },
 		Event: func(e Event) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
@@ -189,6 +188,19 @@ func (w *world) draft(text string) *log.Draft {
 	return d
 }
 
+func structure(t testing.TB, d *log.Draft) *mime.Structure {
+	r, err := d.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	s, err := mime.Parse(r, d.Size())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
 func msgID(n int) (id transport.MessageID) {
 	binary.BigEndian.PutUint64(id[:], uint64(n))
 	return id
@@ -196,10 +208,11 @@ func msgID(n int) (id transport.MessageID) {
 
 func (w *world) accept(n int, from string, origin transport.Origin, legs ...Leg) ID {
 	w.t.Helper()
+	body := w.draft(fmt.Sprintf("Subject: %d\r\n\r\nbody %d\r\n", n, n))
 	m := &Message{
 		Envelope:  transport.Envelope{ID: msgID(n), From: from, Origin: origin, EntryTime: time.Now()},
-		Body:      w.draft(fmt.Sprintf("Subject: %d\r\n\r\nbody %d\r\n", n, n)),
-		Structure: &mime.Structure{},
+		Body:      body,
+		Structure: structure(w.t, body),
 	}
 	id, err := w.q.Accept(context.Background(), m, legs)
 	if err != nil {
