@@ -27,8 +27,7 @@ type session struct {
 	wg     sync.WaitGroup // the reverse look-up
 	slot   slot
 
-	connMu sync.Mutex
-	raw    net.Conn // as accepted
+	raw net.Conn // as accepted
 
 	idle atomic.Bool // waits for a command, no transaction
 
@@ -132,15 +131,14 @@ func (s *session) beforeRead() error {
 
 // run is the whole session.
 func (s *session) run() {
-	defer s.cancel(nil)
 	stop := context.AfterFunc(s.ctx, func() {
 		s.raw.SetDeadline(time.Unix(1, 0))
 	})
-	defer stop()
-	defer s.raw.Close()
-	defer func() { // the look-up ends with the session
+	defer func() {
+		stop()
+		s.raw.Close()
 		s.cancel(nil)
-		s.wg.Wait()
+		s.wg.Wait() // the look-up ends with the session
 	}()
 	s.w.buf = s.w.pool.getSmall()
 	defer func() { s.w.pool.put(s.w.buf); s.w.buf = nil }()

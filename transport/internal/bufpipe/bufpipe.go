@@ -120,13 +120,16 @@ func (c *Conn) CloseWrite() error {
 // Close ends both directions: the peer reads what is under way, and cannot
 // write any more.
 func (c *Conn) Close() error {
-	c.CloseWrite()
+	c.out.mu.Lock()
+	c.out.eof = true
+	c.out.cond.Broadcast()
+	stop(c.out.wt)
+	c.out.mu.Unlock()
 	c.in.mu.Lock()
-	defer c.in.mu.Unlock()
 	c.in.broken = net.ErrClosed
 	c.in.cond.Broadcast()
 	stop(c.in.rt)
-	stop(c.out.wt)
+	c.in.mu.Unlock()
 	return nil
 }
 
