@@ -19,7 +19,10 @@ const (
 
 	groupSize  = 56 // group header
 	recordSize = 48 // record header
-	alignment  = 8  // of groups and records
+	alignment  = 8  // of records
+	// sector is the alignment of groups: no sector that holds something
+	// acknowledged is ever written again, so none can be torn.
+	sector = 512
 
 	chunkSize = 64 << 10 // bytes of a body segment under one checksum
 	chunkStep = chunkSize + 4
@@ -204,6 +207,9 @@ func (r *recHead) inline() int64 {
 func (r *recHead) total() int64 { return align(recordSize + r.metaLen + r.inline()) }
 
 func align(n int64) int64 { return (n + alignment - 1) &^ (alignment - 1) }
+
+// alignGroup returns the offset of the group that follows one ending at n.
+func alignGroup(n int64) int64 { return (n + sector - 1) &^ (sector - 1) }
 
 func (r *recHead) encode(b []byte, seed uint32) {
 	b[4], b[5] = formatVersion, byte(r.kind)

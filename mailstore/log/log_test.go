@@ -16,6 +16,8 @@ import (
 	"posthouse/transport"
 )
 
+var ctx = context.Background()
+
 // small makes segments and spool files easy to reach.
 func small(fs log.FS) log.Options {
 	return log.Options{Dir: "/log", FS: fs, SegmentSize: 8 << 10, SpoolThreshold: 4 << 10}

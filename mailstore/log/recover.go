@@ -188,8 +188,8 @@ func (l *Log) recoverLast(d *folder, s *segment) error {
 			return nil
 		}
 		tail, err := w.walk()
-		if err == nil && !strict && tail < 0 && !w.sealed {
-			tail, err = w.doubt(l.opt.Position)
+		if err == nil && !strict && !w.sealed {
+			tail, err = w.doubt(tail, l.opt.Position)
 		}
 		for _, x := range damage {
 			l.found(x)
@@ -262,12 +262,12 @@ func cutTail(f File, at int64) error {
 	return f.Sync()
 }
 
-// doubt checks the inline bodies of the last group, which alone may be torn;
-// it returns its start if one is bad and the view does not say that the group
-// was synced.
-func (w *walker) doubt(position uint64) (tail int64, err error) {
+// doubt checks the inline bodies of the last group, which may be torn unless
+// the view says that it was synced; it returns its start then, else tail. (What
+// follows it does not help: it may be zeros, garbled, of the same write.)
+func (w *walker) doubt(tail int64, position uint64) (int64, error) {
 	if len(w.groupR) == 0 || w.groupR[0].seq <= position {
-		return -1, nil
+		return tail, nil
 	}
 	for i := range w.groupR {
 		bad, err := w.body(&w.groupR[i])
@@ -275,7 +275,7 @@ func (w *walker) doubt(position uint64) (tail int64, err error) {
 			return w.groupS, err
 		}
 	}
-	return -1, nil
+	return tail, nil
 }
 
 // orphans removes the body segments that no record names: those from floor on,
@@ -327,7 +327,7 @@ func (l *Log) writeAgain(d *folder, s *segment, w *walker, f File) error {
 	g.length = int64(len(b) - dataStart - groupSize)
 	g.encode(b[dataStart:], h, seed)
 	seal := group{flags: flagSeal, first: w.last + 1, prev: w.last, mark: h.mark}
-	b = append(b, make([]byte, groupSize)...)
+	b = append(b, make([]byte, alignGroup(int64(len(b)))-int64(len(b))+groupSize)...)
 	seal.encode(b[len(b)-groupSize:], h, seed)
 
 	out, err := l.fs.Create(l.path(h.number, extTemp))

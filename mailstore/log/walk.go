@@ -98,7 +98,7 @@ func (w *walker) walk() (tail int64, err error) {
 			return -1, err
 		}
 		if !ok {
-			next, err := w.nextGroup(off + alignment)
+			next, err := w.nextGroup(off + 1)
 			if err != nil {
 				return -1, err
 			}
@@ -137,6 +137,16 @@ func (w *walker) walk() (tail int64, err error) {
 		for _, d := range append(bad, soft...) {
 			w.onDamage(d)
 		}
+		if w.bodies || g.flags&flagSeal != 0 {
+			clean, err := w.zeros(stop, min(alignGroup(stop), w.win.size))
+			if err != nil {
+				return -1, err
+			}
+			if !clean {
+				w.onDamage(Damage{File: w.name, Offset: stop, What: "bytes after the group"})
+			}
+		}
+		stop = min(alignGroup(stop), w.win.size)
 		w.groupS, w.groupH, w.groupR, w.end = off, g, recs, stop
 		w.last, w.mark = max(w.last, g.prev), max(w.mark, g.mark)
 		if err := w.deliver(recs); err != nil {
@@ -288,7 +298,7 @@ func (w *walker) nextGroup(off int64) (int64, error) {
 		if err != nil {
 			return -1, err
 		}
-		if ok && off%alignment == 0 {
+		if ok && off%sector == 0 {
 			return off, nil
 		}
 		off++

@@ -217,14 +217,14 @@ func (l *Log) writeGroup(bs []batch, mark uint64) {
 func (l *Log) encode(bs []batch, mark uint64) []Record {
 	w := &l.w
 	var count int
-	size := int64(groupSize)
+	size := int64(groupSize + sector)
 	for i := range bs {
 		count += len(bs[i].entries)
 		size += bs[i].size
 	}
 	recs := make([]Record, 0, count)
-	if int64(cap(w.buf)) < size+ahead {
-		w.buf = make([]byte, 0, size+size/2+ahead)
+	if pad := min(ahead, l.opt.SegmentSize); int64(cap(w.buf)) < size+pad {
+		w.buf = make([]byte, 0, size+size/2+pad)
 	}
 	buf := w.buf[:groupSize]
 	for i := range bs {
@@ -253,7 +253,7 @@ func (l *Log) encode(bs []batch, mark uint64) []Record {
 		g.first = recs[0].Seq
 	}
 	g.encode(buf, w.h, w.seed)
-	w.buf = buf
+	w.buf = append(buf, zeroes[:alignGroup(int64(len(buf)))-int64(len(buf))]...)
 	return recs
 }
 

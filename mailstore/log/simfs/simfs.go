@@ -138,6 +138,23 @@ func (s *FS) Ops() int { s.mu.Lock(); defer s.mu.Unlock(); return s.ops }
 // Crash stops the disk.
 func (s *FS) Crash() { s.mu.Lock(); s.crashed = true; s.mu.Unlock() }
 
+// Copy returns a disk with the same files, all of them synced. It is meant for
+// one on which nothing is open; this one stays as it is.
+func (s *FS) Copy() *FS {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	out := New()
+	out.free = s.free
+	for d := range s.cur.dirs {
+		out.cur.dirs[d] = true
+	}
+	for name, ino := range s.cur.files {
+		out.cur.files[name] = &inode{cur: slices.Clone(ino.cur), durable: slices.Clone(ino.cur), dirty: map[int64]bool{}}
+	}
+	out.durable = out.cur.clone()
+	return out
+}
+
 // After crashes the disk, if it has not, and returns the one that the next
 // start finds. It may be called again, for another mode or seed.
 func (s *FS) After(mode Mode, seed uint64) *FS {
