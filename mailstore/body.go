@@ -30,10 +30,14 @@ func returnPath(sender string) []byte {
 // maxCuts bounds the Return-Path fields that are left out of one message.
 const maxCuts = 256
 
-// foreignReturnPaths finds the Return-Path fields of a header block.
-func foreignReturnPaths(header []byte) (cuts []cut) {
+// foreignReturnPaths finds the Return-Path fields of a header block; whole says
+// that it has all of it.
+func foreignReturnPaths(header []byte, whole bool) (cuts []cut) {
 	for at := 0; at < len(header) && len(cuts) < maxCuts; {
 		end := fieldEnd(header, at)
+		if end == len(header) && !whole {
+			break // where this field ends is not known
+		}
 		line := header[at:end]
 		if len(bytes.TrimRight(line, "\r\n")) == 0 {
 			break // the empty line

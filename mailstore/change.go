@@ -21,7 +21,17 @@ func (mb *Mailbox) commit(ctx context.Context, entries []log.Entry, acts []*act)
 		mb.began(t.First()+uint64(i), a)
 	}
 	mb.mu.Unlock()
-	return t.Applied(ctx)
+	err := t.Applied(ctx)
+	if err != nil {
+		mb.s.unless(ctx, t, func() {
+			mb.mu.Lock()
+			defer mb.mu.Unlock()
+			for i, a := range acts {
+				mb.forgetAct(t.First()+uint64(i), a)
+			}
+		})
+	}
+	return err
 }
 
 // reserveUIDs takes n UIDs; mb.mu is held.

@@ -51,9 +51,12 @@ func (s *Store) Deliver(ctx context.Context, d *Delivery) ([]transport.Result, e
 // Pending is a delivery whose place in the log is fixed and whose results are
 // not to be told yet.
 type Pending struct {
+	s       *Store
 	results []transport.Result
 	ticket  *journal.Ticket // nil: nothing was written
 	repeats []repeat        // of deliveries that are under way themselves
+	in      []todo          // those that get a copy
+	undo    sync.Once
 }
 
 type repeat struct {
@@ -88,7 +91,7 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 		if err != nil {
 			return nil, fmt.Errorf("read header of message %s: %w", d.Envelope.ID, err)
 		}
-		rec.Cuts = foreignReturnPaths(h)
+		rec.Cuts = foreignReturnPaths(h, int64(len(h)) == d.Structure.Root.Body)
 	}
 	rec.Size = compose(body, rec.Prefix, rec.Cuts).Size()
 	admit := int64(len(rec.Structure)) + 512
@@ -99,7 +102,7 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 		return nil, err
 	}
 
-	p := &Pending{results: make([]transport.Result, len(d.Rcpts))}
+	p := &Pending{s: s, results: make([]transport.Result, len(d.Rcpts))}
 	todo, err := s.claimAll(d, p)
 	if err != nil {
 		return nil, err
@@ -137,6 +140,7 @@ type todo struct {
 	mb    *Mailbox
 	claim *claim
 	quota int64
+	act   *act
 }
 
 // claimAll decides for each recipient whether the mailbox is here and whether
@@ -147,6 +151,7 @@ func (s *Store) claimAll(d *Delivery, p *Pending) (list []todo, err error) {
 			s.claims.abandon(t.claim)
 		}
 	}
+	mine := make(map[*Mailbox]*claim, len(d.Rcpts))
 	for i := range d.Rcpts {
 		id := d.Rcpts[i].Mailbox
 		mb, err := s.resident(id)
@@ -159,8 +164,12 @@ func (s *Store) claimAll(d *Delivery, p *Pending) (list []todo, err error) {
 			continue
 		}
 		p.results[i] = resultDelivered
-		c, mine := s.claims.claim(claimKey{d.Envelope.ID, id})
-		if !mine {
+		if c := mine[mb]; c != nil { // named twice
+			p.repeats = append(p.repeats, repeat{i, c})
+			continue
+		}
+		c, first := s.claims.claim(claimKey{d.Envelope.ID, id})
+		if !first {
 			p.repeats = append(p.repeats, repeat{i, c})
 			continue
 		}
@@ -174,6 +183,7 @@ func (s *Store) claimAll(d *Delivery, p *Pending) (list []todo, err error) {
 			s.claims.drop(c)
 			continue
 		}
+		mine[mb] = c
 		list = append(list, todo{rcpt: i, mb: mb, claim: c, quota: mb.quota()})
 	}
 	slices.SortFunc(list, func(a, b todo) int { return bytes.Compare(a.mb.id[:], b.mb.id[:]) })
@@ -203,11 +213,10 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 		t.mb.mu.Lock()
 	}
 	var entries []log.Entry
-	var in []todo // those that get a copy
 	for _, t := range list {
 		f := t.mb.folders[inboxID]
 		switch {
-		case len(in) >= copiesARecord && d.Draft != nil:
+		case len(p.in) >= copiesARecord && d.Draft != nil:
 			p.results[t.rcpt] = resultMany
 		case !t.mb.room(rec.Size, t.quota):
 			p.results[t.rcpt] = resultFull
@@ -218,7 +227,7 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 				break
 			}
 			rec.Copies = append(rec.Copies, placed{Mailbox: t.mb.id, Folder: inboxID, UID: uid, ModSeq: f.reserveMod()})
-			in = append(in, t)
+			p.in = append(p.in, t)
 			continue
 		}
 		s.claims.abandon(t.claim)
@@ -230,8 +239,10 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 	}
 	if len(entries) > 0 {
 		p.ticket = s.j.Append(entries...)
-		for i, t := range in {
-			t.mb.began(p.ticket.First()+uint64(i/copiesARecord), &act{reserved: rec.Size, folders: [2]*Folder{t.mb.folders[inboxID]}})
+		for i := range p.in {
+			t := &p.in[i]
+			t.act = &act{reserved: rec.Size, folders: [2]*Folder{t.mb.folders[inboxID]}}
+			t.mb.began(p.ticket.First()+uint64(i/copiesARecord), t.act)
 			s.claims.reserved(t.claim, p.ticket)
 		}
 	}
@@ -241,6 +252,28 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 	if len(entries) == 0 && d.Draft != nil {
 		d.Draft.Discard()
 	}
+}
+
+// withdraw takes the reservations back of a delivery that is in no log: the
+// disk was full. The UIDs are never used.
+func (p *Pending) withdraw() {
+	for i, t := range p.in {
+		t.mb.mu.Lock()
+		t.mb.forgetAct(p.ticket.First()+uint64(i/copiesARecord), t.act)
+		t.mb.mu.Unlock()
+		p.s.claims.withdraw(t.claim)
+	}
+}
+
+// Deferred returns the places in Rcpts of those that are known to be deferred
+// from the start, growing.
+func (p *Pending) Deferred() (at []int) {
+	for i := range p.results {
+		if p.results[i].Outcome == transport.Deferred {
+			at = append(at, i)
+		}
+	}
+	return at
 }
 
 // Synced waits until the delivery is on disk: the results may be told from then
@@ -257,9 +290,11 @@ func (p *Pending) Applied(ctx context.Context) ([]transport.Result, error) {
 func (p *Pending) wait(ctx context.Context, how func(*journal.Ticket, context.Context) error) ([]transport.Result, error) {
 	if p.ticket != nil {
 		if err := how(p.ticket, ctx); err != nil {
+			p.undo.Do(func() { p.s.unless(ctx, p.ticket, p.withdraw) })
 			return nil, err
 		}
 	}
+	results := slices.Clone(p.results)
 	for _, r := range p.repeats {
 		select {
 		case <-r.claim.decided:
@@ -272,10 +307,10 @@ func (p *Pending) wait(ctx context.Context, how func(*journal.Ticket, context.Co
 				return nil, err
 			}
 		case !r.claim.before:
-			p.results[r.rcpt] = resultAgain
+			results[r.rcpt] = resultAgain
 		}
 	}
-	return p.results, nil
+	return results, nil
 }
 
 // Delivered reports whether that message is or was in that mailbox.
@@ -342,13 +377,15 @@ func (c *claims) reserved(cl *claim, t *journal.Ticket) {
 // drop ends a claim on what was delivered before.
 func (c *claims) drop(cl *claim) { cl.before = true; c.abandon(cl) }
 
-func (c *claims) abandon(cl *claim) {
+func (c *claims) abandon(cl *claim) { c.withdraw(cl); close(cl.decided) }
+
+// withdraw forgets a claim: the next delivery of its key is the first again.
+func (c *claims) withdraw(cl *claim) {
 	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.under[cl.key] == cl {
 		delete(c.under, cl.key)
 	}
-	c.mu.Unlock()
-	close(cl.decided)
 }
 
 // settle forgets the claims of the record before: the view has their rows.
@@ -389,26 +426,42 @@ func (s *Store) applyDeliver(rec log.Record, r *deliverRecord, b *batch) error {
 		b.Put(dedupeKey(k), []byte{rowVersion})
 		b.Put(dayKey(day, k), []byte{rowVersion})
 	}
+	s.forgotten = min(s.forgotten, day) // a clock may go back
 	return s.purge(day, b)
 }
 
 // purge removes some of the rows that remember deliveries of more than keptDays
 // before the day of the record that is being applied: by the records' time, so
-// that a replay removes the same ones.
+// that a replay removes the same ones. A clock that jumps far ahead makes every
+// day look old, so a day also stays until deliveries of laterDays later days
+// are remembered.
 func (s *Store) purge(day uint32, b *batch) error {
-	if day < keptDays || s.forgotten >= day-keptDays {
+	if day < keptDays || s.forgotten >= day-keptDays || s.heldBack == day {
 		return nil
+	}
+	oldest, found, err := s.nextDay(0)
+	if err != nil {
+		return err
+	}
+	if !found || oldest >= day-keptDays {
+		s.forgotten = day - keptDays
+		return nil
+	}
+	later := oldest
+	for range laterDays {
+		if later, found, err = s.nextDay(later + 1); err != nil {
+			return err
+		}
+		if !found {
+			s.heldBack = day
+			return nil
+		}
 	}
 	n := 0
 	var bad error
-	err := s.j.View().Scan(dayPrefix, nil, func(k, _ []byte) bool {
+	err = s.j.View().Scan(dayPrefix, nil, func(k, _ []byte) bool {
 		d, key, err := parseDayKey(k)
-		if err != nil {
-			bad = err
-			return false
-		}
-		if d >= day-keptDays {
-			s.forgotten = day - keptDays
+		if bad = err; err != nil || d != oldest {
 			return false
 		}
 		b.Delete(slices.Clone(k))
@@ -416,11 +469,17 @@ func (s *Store) purge(day uint32, b *batch) error {
 		n++
 		return n < purgeARecord
 	})
-	if err == nil {
-		err = bad
-	}
-	if n == 0 && err == nil {
-		s.forgotten = day - keptDays
-	}
-	return err
+	return errors.Join(err, bad)
+}
+
+// nextDay returns the first day at or after from that deliveries are
+// remembered of.
+func (s *Store) nextDay(from uint32) (day uint32, found bool, err error) {
+	var bad error
+	err = s.j.View().Scan(dayPrefix, dayKey(from, claimKey{})[:6], func(k, _ []byte) bool {
+		day, _, bad = parseDayKey(k)
+		found = bad == nil
+		return false
+	})
+	return day, found, errors.Join(err, bad)
 }

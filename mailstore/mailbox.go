@@ -44,6 +44,7 @@ type act struct {
 	folders  [2]*Folder // whose pending count falls; may be nil
 	result   *result    // may be nil
 	shape    bool       // Mailbox.shape is free again
+	over     bool
 }
 
 // result is filled in by Apply, for all records of one call.
@@ -127,9 +128,25 @@ func (mb *Mailbox) ended(seq uint64) *result {
 	if a == nil {
 		return &result{}
 	}
-	delete(mb.under, seq)
-	if len(mb.under) == 0 {
-		mb.s.unpin(mb)
+	mb.forgetAct(seq, a)
+	if a.result == nil {
+		return &result{}
+	}
+	return a.result
+}
+
+// forgetAct takes back what began did with a; mb.mu is held. The number may be
+// another's by now: the log gives the one of an Append that it refused again.
+func (mb *Mailbox) forgetAct(seq uint64, a *act) {
+	if a.over {
+		return
+	}
+	a.over = true
+	if mb.under[seq] == a {
+		delete(mb.under, seq)
+		if len(mb.under) == 0 {
+			mb.s.unpin(mb)
+		}
 	}
 	mb.reserved -= a.reserved
 	for _, f := range a.folders {
@@ -140,10 +157,6 @@ func (mb *Mailbox) ended(seq uint64) *result {
 	if a.shape {
 		<-mb.shape
 	}
-	if a.result == nil {
-		return &result{}
-	}
-	return a.result
 }
 
 // ID returns the mailbox's id.
@@ -298,13 +311,8 @@ func (mb *Mailbox) reshape(ctx context.Context, plan func() ([]log.Entry, []*act
 		<-mb.shape
 		return err
 	}
-	t := mb.s.j.Append(entries...)
 	acts[len(acts)-1].shape = true
-	for i, a := range acts {
-		mb.began(t.First()+uint64(i), a)
-	}
-	mb.mu.Unlock()
-	return t.Applied(ctx)
+	return mb.commit(ctx, entries, acts)
 }
 
 func (mb *Mailbox) folderEntry(r folderRecord) log.Entry {

@@ -41,6 +41,7 @@ type Store struct {
 	touched   []*Mailbox
 	grown     []*Folder
 	forgotten uint32 // no delivery before this day is remembered; 0: not known
+	heldBack  uint32 // the day whose records purge nothing
 
 	mu     sync.Mutex
 	boxes  map[mesh.MailboxID]weak.Pointer[Mailbox]
@@ -51,6 +52,7 @@ type Store struct {
 
 	claims  claims
 	signals signals
+	wg      sync.WaitGroup // unless's
 }
 
 // New registers the store with j, which must be open and not started yet.
@@ -71,7 +73,25 @@ func New(j *journal.Journal, opt Options) *Store {
 
 // Close waits for the watchers' calls that are under way. Call it after the
 // journal was closed.
-func (s *Store) Close() { s.signals.wg.Wait() }
+func (s *Store) Close() {
+	s.wg.Wait()
+	s.signals.wg.Wait()
+}
+
+// unless calls undo when the ticket's records never come into the log. It does
+// so before it returns, unless ctx has ended: then nobody waits for it.
+func (s *Store) unless(ctx context.Context, t *journal.Ticket, undo func()) {
+	wait := func() {
+		if t.Synced(context.Background()) != nil {
+			undo()
+		}
+	}
+	if ctx.Err() == nil {
+		wait()
+		return
+	}
+	s.wg.Go(wait)
+}
 
 // Create makes a mailbox with INBOX, Drafts, Sent, Junk, Trash and Archive,
 // all subscribed. Making one that exists is harmless.
