@@ -217,7 +217,11 @@ func (g *rig) dialFrom(from string) *client {
 	if err != nil {
 		g.t.Fatal(err)
 	}
-	return &client{t: g.t, raw: c, conn: c, r: bufio.NewReader(c)}
+	return newClient(g.t, c)
+}
+
+func newClient(t testing.TB, c *bufpipe.Conn) *client {
+	return &client{t: t, raw: c, conn: c, r: bufio.NewReader(c)}
 }
 
 func (c *client) send(s string) {

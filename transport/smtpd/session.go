@@ -510,7 +510,7 @@ func (s *session) startTLS(arg []byte) {
 	}
 	// RFC 3207 section 6 and CVE-2021-38371: what came in the same breath was
 	// put there by somebody in the middle, or by a client that is broken.
-	if s.w.buffered() > 0 {
+	if guardSTARTTLS && s.w.buffered() > 0 {
 		s.w.reply(501, "5.5.4", "Nothing may follow STARTTLS before its answer; closing")
 		s.ending = errAbuse
 		return
@@ -545,7 +545,10 @@ func (s *session) handshake(cfg *tls.Config) error {
 		return err
 	}
 	st := t.ConnectionState()
-	s.w.conn, s.w.r, s.w.w = t, 0, 0
+	s.w.conn = t
+	if guardSTARTTLS {
+		s.w.r, s.w.w = 0, 0
+	}
 	s.TLS = tlsName(st.Version) + " " + tls.CipherSuiteName(st.CipherSuite)
 	return nil
 }

@@ -204,6 +204,22 @@ func TestSTARTTLSInjection(t *testing.T) {
 	}
 }
 
+// TestSTARTTLSInjectionWithHandshake: the victim's own handshake follows what
+// the attacker put in front of it.
+func TestSTARTTLSInjectionWithHandshake(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, PortMX, nil)
+		defer g.close()
+		c := g.dial()
+		defer c.close()
+		c.want("220", "")
+		c.do("EHLO client.test", "250")
+		c.send("STARTTLS\r\nEHLO evil\r\nMAIL FROM:<evil@b.test>\r\n")
+		c.want("501 5.5.4", "injection")
+		c.want("EOF", "injection")
+	})
+}
+
 // TestSTARTTLSForgetsEverything: HELO and errors said in the clear are gone.
 func TestSTARTTLSForgetsEverything(t *testing.T) {
 	bubble(t, func(t *testing.T) {

@@ -185,8 +185,10 @@ func (d *dotText) copyLine(p, b []byte) int {
 }
 
 func (d *dotText) bare(at int) {
-	d.lastBad = max(d.lastBad, d.read+int64(at))
-	d.refuse(faultBareCRLF)
+	if guardLineEnds {
+		d.lastBad = max(d.lastBad, d.read+int64(at))
+		d.refuse(faultBareCRLF)
+	}
 }
 
 // finish reads a text that nobody wants to its end, so that the next command is

@@ -30,9 +30,9 @@ func newTransfer(leg *transport.Leg) *transfer {
 func (t *transfer) scan() {
 	var err error
 	t.content, err = scan(t.leg.Body)
-	if errors.Is(err, errBareCRLF) {
+	if guardLineEnds && errors.Is(err, errBareCRLF) {
 		t.rest(transport.Result{Outcome: transport.Failed, Code: 554, Enhanced: "5.6.0", Text: "The message has a CR or LF that is not part of a line end"})
-	} else if err != nil {
+	} else if err != nil && !errors.Is(err, errBareCRLF) {
 		t.rest(transport.Result{Outcome: transport.Deferred, Code: 451, Enhanced: "4.3.0", Text: "The stored message cannot be read here"})
 	}
 }

@@ -1,0 +1,8 @@
+//go:build mutant_smuggling
+
+package smtpd
+
+const (
+	guardLineEnds = false
+	guardSTARTTLS = true
+)

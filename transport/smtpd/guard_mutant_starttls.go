@@ -1,0 +1,8 @@
+//go:build mutant_starttls
+
+package smtpd
+
+const (
+	guardLineEnds = true
+	guardSTARTTLS = false
+)

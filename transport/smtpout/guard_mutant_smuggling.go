@@ -1,0 +1,5 @@
+//go:build mutant_smuggling
+
+package smtpout
+
+const guardLineEnds = false
