@@ -15,6 +15,7 @@ import (
 const (
 	maxCommand        = 48 << 10 // bytes of one command without its literals; the library gives up at 50 KiB
 	maxCommandEarly   = 8 << 10
+	maxLiteral        = 4096     // bytes of a literal but APPEND's message; the library's own limit
 	maxLiterals       = 64 << 10 // bytes of all literals of one command, APPEND's message apart
 	maxLiteralsEarly  = 1 << 10
 	maxLiteralCount   = 256
@@ -84,6 +85,12 @@ func (g *guard) loggedIn() { g.early = false }
 
 // Read implements net.Conn.
 func (g *guard) Read(p []byte) (int, error) {
+	if !guarded {
+		if err := g.Flush(); err != nil {
+			return 0, err
+		}
+		return g.Conn.Read(p)
+	}
 	for {
 		if g.ready > 0 {
 			n := copy(p, g.in[:g.ready])
@@ -262,17 +269,22 @@ func (g *guard) check(line []byte) (reason string) {
 		g.end() // complete: the next line is another command
 		return ""
 	}
-	g.count++
-	most := int64(maxLiterals)
-	if g.early {
-		most = maxLiteralsEarly
+	if g.count++; g.count > maxLiteralCount {
+		return "Too many literals"
 	}
-	if g.command() == "APPEND" && !g.early {
-		most = max(most, g.appendLimit)
-	}
-	if g.literals += size; g.literals > most || g.count > maxLiteralCount {
-		// A client that waits is told NO by the library, and stays.
-		if !sync || g.count > maxLiteralCount || g.command() != "APPEND" || g.early {
+	message := g.count > 1 || bytes.Count(bytes.TrimSpace(line), []byte(" ")) > 2
+	if g.command() == "APPEND" && message && !g.early {
+		if size > g.appendLimit && !sync {
+			return "Literal too large" // a client that waits is told NO by the library, and stays
+		}
+	} else {
+		// The library reads on in a literal that it found too large: it never
+		// gets to see one.
+		most := int64(maxLiterals)
+		if g.early {
+			most = maxLiteralsEarly
+		}
+		if g.literals += size; g.literals > most || size > maxLiteral {
 			return "Literal too large"
 		}
 	}

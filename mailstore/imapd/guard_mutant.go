@@ -1,0 +1,5 @@
+//go:build mutant_imap_guard
+
+package imapd
+
+const guarded = false
