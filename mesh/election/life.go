@@ -1,0 +1,340 @@
+package election
+
+import (
+	"bytes"
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"posthouse/mesh"
+)
+
+// life is one run of Raft: from opening its stores to closing them. A node has
+// several in a row when lineages or damage make it begin anew.
+type life struct {
+	e       *Election
+	log     *slog.Logger
+	stores  *stores
+	streams *streams
+	trans   *guarded
+	raft    *raft.Raft
+
+	notify    chan bool // Raft blocks until it is read
+	observe   chan raft.Observation
+	barrier   chan struct{} // a batch was applied: let the followers know
+	quit      chan struct{}
+	wg        sync.WaitGroup
+	readyTerm atomic.Uint64 // the term in which this master has applied all before it
+
+	must   atomic.Bool // a snapshot has to come before any command
+	halted atomic.Pointer[error]
+	hurt   sync.Once
+}
+
+const (
+	// raftTimeout bounds one exchange with a peer, applyTimeout the wait for a
+	// place in the queue of the leader.
+	raftTimeout  = 5 * time.Second
+	applyTimeout = 5 * time.Second
+	// A snapshot is due after so many entries; so many stay behind it for
+	// followers that are a little late.
+	snapshotAfter = 2048
+	trailing      = 2048
+)
+
+func (e *Election) raftConfig(l *life) *raft.Config {
+	c := raft.DefaultConfig()
+	c.LocalID = raft.ServerID(e.cfg.Self.String())
+	c.HeartbeatTimeout, c.ElectionTimeout, c.LeaderLeaseTimeout, c.CommitTimeout = e.cfg.Heartbeat, e.cfg.Heartbeat, e.cfg.Lease, e.cfg.Commit
+	c.SnapshotThreshold, c.TrailingLogs = snapshotAfter, trailing
+	c.NotifyCh = l.notify
+	c.Logger = newHclog(l.log)
+	c.ShutdownOnRemove = false        // we stop it ourselves
+	c.NoSnapshotRestoreOnStart = true // restore does it, with what was applied after it
+	c.NoLegacyTelemetry = true
+	return c
+}
+
+// open prepares a life without starting Raft.
+func (e *Election) open() (*life, error) {
+	l := &life{e: e, log: e.log, notify: make(chan bool, 8), observe: make(chan raft.Observation, 64), barrier: make(chan struct{}, 1), quit: make(chan struct{})}
+	st, err := e.d.Storage.open(e.log, l.damaged)
+	if err != nil {
+		return nil, err
+	}
+	l.stores = st
+	l.streams = newStreams(e)
+	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: l.streams, MaxPool: 3, Timeout: raftTimeout, Logger: newHclog(e.log),
+		MsgpackUseNewTimeFormat: true}) // fixed for ever: mixed settings do not understand each other
+	l.trans = newGuarded(inner)
+	return l, nil
+}
+
+// restore brings the machine to what this node had applied before: the newest
+// snapshot, then the log up to the last index known as committed. Raft itself
+// would know the latter only when it hears a leader.
+func (l *life) restore() error {
+	m := l.e.d.Machine
+	metas, err := l.stores.snapshots.List()
+	if err != nil {
+		return fmt.Errorf("read the snapshot: %w", err)
+	}
+	var from uint64
+	if len(metas) > 0 {
+		from = metas[0].Index
+		if at, _ := m.Applied(); at < from || l.must.Load() {
+			_, r, err := l.stores.snapshots.Open(metas[0].ID)
+			if err != nil {
+				return fmt.Errorf("read the snapshot: %w", err)
+			}
+			err = m.Restore(r)
+			if err = errors.Join(err, r.Close()); err != nil {
+				return fmt.Errorf("restore the snapshot: %w", err)
+			}
+		}
+		l.must.Store(false)
+	}
+	to, err := l.stores.log.known()
+	if err != nil || l.must.Load() {
+		return err
+	}
+	var entry raft.Log
+	for i := from + 1; i <= to; i++ {
+		if err := l.stores.log.GetLog(i, &entry); err != nil {
+			return fmt.Errorf("read entry %d: %w", i, err)
+		}
+		if at, _ := m.Applied(); entry.Type == raft.LogCommand && i > at {
+			if _, err := m.Apply(i, entry.Term, entry.Data); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// start runs Raft on what open prepared.
+func (l *life) start() error {
+	r, err := raft.NewRaft(l.e.raftConfig(l), &fsm{l}, l.stores.log, l.stores.stable, l.stores.snapshots, l.trans)
+	if err != nil {
+		return fmt.Errorf("start Raft: %w", err)
+	}
+	l.raft = r
+	r.RegisterObserver(raft.NewObserver(l.observe, false, func(o *raft.Observation) bool {
+		switch o.Data.(type) {
+		case raft.LeaderObservation, raft.RaftState, raft.PeerObservation:
+			return true
+		}
+		return false
+	}))
+	l.wg.Go(l.attend)
+	l.wg.Go(func() {
+		for {
+			select {
+			case <-l.barrier:
+				// Without it the followers would learn of a batch's commit with
+				// the next heartbeat's append only.
+				l.raft.Barrier(applyTimeout).Error()
+			case <-l.quit:
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// attend drains Raft's channels and lets Run look when something changed.
+func (l *life) attend() {
+	for {
+		select {
+		case leads := <-l.notify:
+			if leads {
+				l.kickBarrier()
+			}
+		case <-l.observe:
+		case <-l.quit:
+			return
+		}
+		l.e.Kick()
+		l.e.wake()
+	}
+}
+
+func (l *life) kickBarrier() {
+	select {
+	case l.barrier <- struct{}{}:
+	default:
+	}
+}
+
+// close ends Raft, its streams and its goroutines, and closes the stores.
+// After it nothing of this life runs.
+func (l *life) close() error {
+	l.streams.Close()
+	if l.raft != nil {
+		l.raft.Shutdown().Error() // always nil; attend goes on reading until it is done
+	}
+	close(l.quit)
+	l.trans.close()
+	l.wg.Wait()
+	if err := l.stores.close(); err != nil {
+		return fmt.Errorf("close the log: %w", err)
+	}
+	return nil
+}
+
+func (l *life) leads() bool { return l.raft.State() == raft.Leader }
+
+// makeReady has the master apply all that was committed before its term.
+func (l *life) makeReady() error {
+	term := l.raft.CurrentTerm()
+	if l.readyTerm.Load() == term {
+		return nil
+	}
+	if err := l.raft.Barrier(applyTimeout).Error(); err != nil {
+		return err
+	}
+	l.readyTerm.Store(term)
+	l.e.wake()
+	return nil
+}
+
+func (l *life) servers() ([]Server, error) {
+	f := l.raft.GetConfiguration()
+	if err := f.Error(); err != nil {
+		return nil, fmt.Errorf("read Raft's configuration: %w", err)
+	}
+	var out []Server
+	for _, s := range f.Configuration().Servers {
+		id, err := mesh.ParseNodeID(string(s.ID))
+		if err != nil {
+			return nil, fmt.Errorf("read Raft's configuration: %w", err)
+		}
+		out = append(out, Server{id, s.Suffrage == raft.Voter})
+	}
+	slices.SortFunc(out, func(a, b Server) int { return cmp.Compare(a.ID, b.ID) })
+	return out, nil
+}
+
+// perform carries out one effect and waits until it is committed.
+func (l *life) perform(x Effect) error {
+	id, at := raft.ServerID(x.Node.String()), raft.ServerAddress(x.Node.String())
+	var f raft.Future
+	switch x.Action {
+	case AddMember:
+		f = l.raft.AddNonvoter(id, at, 0, applyTimeout)
+	case Promoted:
+		f = l.raft.AddVoter(id, at, 0, applyTimeout)
+	case Demoted:
+		f = l.raft.DemoteVoter(id, 0, applyTimeout)
+	case RemoveNode:
+		f = l.raft.RemoveServer(id, 0, applyTimeout)
+	case Transfer:
+		f = l.raft.LeadershipTransferToServer(id, at)
+	}
+	if err := f.Error(); err != nil {
+		return fmt.Errorf("%s node %s: %w", x.Action, x.Node, err)
+	}
+	l.kickBarrier()
+	return nil
+}
+
+// damaged is called from wherever a bad entry is met; Run begins anew.
+func (l *life) damaged(err error) {
+	l.hurt.Do(func() { l.e.later(func() { l.e.refetch(l, err) }) })
+}
+
+// halt stops this life because the machine cannot apply what stands in the
+// log; the node goes on with the state as it is.
+func (l *life) halt(err error) {
+	if l.halted.CompareAndSwap(nil, &err) {
+		l.e.later(func() { l.e.freeze(l, err) })
+	}
+}
+
+// fsm stands between Raft and the machine.
+type fsm struct{ l *life }
+
+var errNoSnapshot = errors.New("the log goes on from a state that this node does not have")
+
+func (f *fsm) Apply(entry *raft.Log) any {
+	l := f.l
+	if err := l.halted.Load(); err != nil {
+		return *err
+	}
+	m := l.e.d.Machine
+	if at, _ := m.Applied(); entry.Index <= at && !l.must.Load() {
+		return nil // applied before Raft was started anew
+	}
+	if l.must.Load() {
+		l.damaged(errNoSnapshot)
+		return errNoSnapshot
+	}
+	res, err := m.Apply(entry.Index, entry.Term, entry.Data)
+	if err != nil {
+		l.halt(err)
+		return err
+	}
+	if err := l.stores.log.applied(entry.Index); err != nil {
+		l.log.Warn("the commit index could not be noted", "err", err)
+	}
+	l.e.wake()
+	return res
+}
+
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	if err := f.l.halted.Load(); err != nil {
+		return nil, *err
+	}
+	if f.l.must.Load() {
+		return nil, errNoSnapshot
+	}
+	return fsmSnapshot{f.l.e.d.Machine.Snapshot()}, nil
+}
+
+func (f *fsm) Restore(r io.ReadCloser) error {
+	defer r.Close()
+	l := f.l
+	if err := l.halted.Load(); err != nil {
+		return *err
+	}
+	if err := l.e.d.Machine.Restore(r); err != nil {
+		l.halt(err)
+		return err
+	}
+	at, _ := l.e.d.Machine.Applied()
+	if err := l.stores.log.applied(at); err != nil {
+		l.log.Warn("the commit index could not be noted", "err", err)
+	}
+	if l.must.Swap(false) {
+		l.e.later(l.e.restored)
+	}
+	l.e.wake()
+	return nil
+}
+
+type fsmSnapshot struct{ w io.WriterTo }
+
+func (s fsmSnapshot) Persist(sink raft.SnapshotSink) error {
+	if _, err := s.w.WriteTo(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+func (fsmSnapshot) Release() {}
+
+func encodeMachine(m Machine) ([]byte, error) {
+	var b bytes.Buffer
+	if _, err := m.Snapshot().WriteTo(&b); err != nil {
+		return nil, fmt.Errorf("write the frozen state: %w", err)
+	}
+	return b.Bytes(), nil
+}
