@@ -179,6 +179,12 @@ func (d *Draft) settle() error {
 		return nil
 	}
 	err = fmt.Errorf("sync spool file %s: %w", fileName(d.number, extTemp), err)
+	d.l.mu.Lock()
+	closing := d.l.closing
+	d.l.mu.Unlock()
+	if closing { // Close has taken the file away
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
 	if !full(err) {
 		return d.l.die(err)
 	}

@@ -3,6 +3,7 @@ package log_test
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -34,11 +35,11 @@ func open(t testing.TB, opt log.Options) *log.Log {
 
 // content is n bytes that are different for every seed.
 func content(seed, n int) []byte {
-	b := make([]byte, n)
-	x := uint32(seed)*2654435761 + 1
-	for i := range b {
-		x = x*1664525 + 1013904223
-		b[i] = byte(x >> 24)
+	b := make([]byte, n, n+8)
+	x := uint64(seed)*0x9E3779B97F4A7C15 + 1
+	for i := 0; i < n; i += 8 {
+		x = x*6364136223846793005 + 1442695040888963407
+		binary.LittleEndian.PutUint64(b[i:i+8:cap(b)], x^x>>29)
 	}
 	return b
 }
@@ -332,5 +333,55 @@ func TestAnEntryThatCannotBeWrittenFailsAlone(t *testing.T) {
 	}
 	if first := mustAppend(t, l, 1, 1); first != 1 {
 		t.Errorf("first record is %d: refused entries took numbers", first)
+	}
+}
+
+func TestReadingAfterCloseFails(t *testing.T) {
+	fs := simfs.New()
+	var recs []log.Record
+	opt := small(fs)
+	opt.Synced = func(rs []log.Record) { recs = append(recs, rs...) }
+	l := open(t, opt)
+	mustAppend(t, l, 1, 10, 70_000)
+	d := l.NewDraft()
+	d.Write(content(1, 5000))
+	l.Close()
+	if _, err := l.Record(recs[0].Ref); !errors.Is(err, log.ErrClosed) {
+		t.Errorf("record: %v", err)
+	}
+	if _, err := l.Body(recs[1].Ref).Open(); !errors.Is(err, log.ErrClosed) {
+		t.Errorf("body: %v", err)
+	}
+	if err := d.Seal(ctx); !errors.Is(err, log.ErrClosed) {
+		t.Errorf("draft: %v", err)
+	}
+	d.Discard()
+	if l.Err() != nil {
+		t.Error(l.Err())
+	}
+}
+
+func TestFewFilesAreKeptOpen(t *testing.T) {
+	fs := simfs.New()
+	var recs []log.Record
+	opt := small(fs)
+	opt.OpenFiles = 3
+	opt.Synced = func(rs []log.Record) { recs = append(recs, rs...) }
+	l := open(t, opt)
+	for i := range 40 {
+		mustAppend(t, l, i, 3000+2000*(i%2))
+	}
+	l.Close()
+	l = open(t, opt)
+	defer l.Close()
+	for round := range 3 {
+		for i, r := range recs {
+			if err := holds(l, r, i, 3000+2000*(i%2)); err != nil {
+				t.Error(round, err)
+			}
+			if n := l.Stats().OpenFiles; n > 3 {
+				t.Fatalf("%d files open", n)
+			}
+		}
 	}
 }

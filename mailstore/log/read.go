@@ -18,6 +18,7 @@ type files struct {
 	mu   sync.Mutex
 	open map[uint64]*openFile
 	tick uint64
+	shut bool
 }
 
 type openFile struct {
@@ -50,11 +51,15 @@ func (c *files) get(number uint64, ext string) (*openFile, error) {
 		return nil, err
 	}
 	c.mu.Lock()
-	if had := c.open[number]; had != nil {
-		c.take(had)
+	if had := c.open[number]; had != nil || c.shut {
+		if had != nil {
+			c.take(had)
+		} else {
+			err = ErrClosed
+		}
 		c.mu.Unlock()
 		o.f.Close()
-		return had, nil
+		return had, err
 	}
 	c.open[number] = o
 	c.take(o)
@@ -99,6 +104,7 @@ func (c *files) put(o *openFile) {
 // close closes all files; those in use when their users are done.
 func (c *files) close() {
 	c.mu.Lock()
+	c.shut = true
 	var fs []File
 	for n, o := range c.open {
 		if o.stale = true; o.users == 0 {
