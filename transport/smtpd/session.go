@@ -223,6 +223,9 @@ func (s *session) close(err error) {
 		// with a reset: stop writing, then listen for a moment.
 		s.w.wtime = min(s.w.wtime, 5*time.Second)
 		s.w.flush()
+		if t, ok := s.w.conn.(*tls.Conn); ok && s.w.werr == nil {
+			t.CloseWrite() // close_notify: nothing was cut off
+		}
 		if err != errQuit && s.w.werr == nil {
 			s.linger()
 		}
@@ -246,19 +249,23 @@ func (s *session) attrs(err error) []any {
 	return a
 }
 
+// A client that sends a large chunk in the same breath as refused RCPTs learns
+// why only if it is listened to for a while.
+const (
+	lingerTime = 5 * time.Second
+	maxLinger  = 32 << 20 // bytes
+)
+
 func (s *session) linger() {
 	half, ok := s.raw.(interface{ CloseWrite() error })
 	if !ok {
 		return
 	}
-	if t, ok := s.w.conn.(*tls.Conn); ok {
-		t.CloseWrite()
-	}
 	half.CloseWrite()
-	s.raw.SetReadDeadline(time.Now().Add(2 * time.Second))
-	b := s.w.pool.getSmall()
+	s.raw.SetReadDeadline(time.Now().Add(lingerTime))
+	b := s.w.pool.getLarge()
 	defer s.w.pool.put(b)
-	for total := 0; total < 4*maxDiscard; {
+	for total := 0; total < maxLinger; {
 		n, err := s.raw.Read(b)
 		if total += n; err != nil {
 			return

@@ -180,8 +180,11 @@ func (c *Carrier) greet(ctx context.Context, cn *conn, h host, useTLS, strict bo
 		return &transport.Fault{Code: 451, Enhanced: "4.7.10", Text: "TLS is required, and the host does not offer it"}
 	}
 	if s != nil && s.User != "" {
-		return cn.auth(s.User, s.Password)
+		if err := cn.auth(s.User, s.Password); err != nil {
+			return err
+		}
 	}
+	c.deps.Logger.Debug("connected", "host", cn.host, "addr", h.addr.String(), "tls", cn.secure, "verified", cn.verified)
 	return nil
 }
 

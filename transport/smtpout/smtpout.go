@@ -57,6 +57,7 @@ type Config struct {
 	CommandTimeout  time.Duration // EHLO, MAIL, RCPT, AUTH: 5 min
 	DataTimeout     time.Duration // DATA until 354: 2 min
 	BlockTimeout    time.Duration // one write of the text: 3 min
+	TextTime        time.Duration // a whole text: 2 h
 	DotTimeout      time.Duration // the answer to the text: 10 min
 	TLSTimeout      time.Duration // handshake: 1 min
 	LookupTimeout   time.Duration // all names of a destination: 1 min
@@ -103,6 +104,7 @@ func New(cfg Config, deps Deps) (*Carrier, error) {
 	def(&cfg.CommandTimeout, 5*time.Minute)
 	def(&cfg.DataTimeout, 2*time.Minute)
 	def(&cfg.BlockTimeout, 3*time.Minute)
+	def(&cfg.TextTime, 2*time.Hour)
 	def(&cfg.DotTimeout, 10*time.Minute)
 	def(&cfg.TLSTimeout, time.Minute)
 	def(&cfg.LookupTimeout, time.Minute)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/net/idna"
 
@@ -189,7 +190,11 @@ func (cn *conn) data(t *transfer, ok, late []int) error {
 		}
 		return cn.reset()
 	}
-	write := func(b []byte) error { return cn.write(cn.cfg.BlockTimeout, b) }
+	start := time.Now()
+	write := func(b []byte) error {
+		left := cn.cfg.TextTime - time.Since(start) // a host that reads by drips
+		return cn.write(min(cn.cfg.BlockTimeout, left), b)
+	}
 	if err := writeText(write, t.leg.Body, func() { cn.dotSent.Store(true) }); err != nil && !cn.dotSent.Load() {
 		var re readError
 		if errors.As(err, &re) { // no dot was sent: closing throws it away
