@@ -1,0 +1,136 @@
+package link
+
+import (
+	"sync"
+	"time"
+
+	"github.com/quic-go/quic-go"
+)
+
+// pacer keeps bulk from filling the buffers on a path: congestion control by itself
+// fills them (SmoothedRTT far above MinRTT), and then votes and pings wait behind
+// mail. It slows writers down before QUIC sees the bytes.
+//
+// All bulk streams of a connection share one. They take turns by position: the bytes
+// that wait are numbered in the order in which their writers came, and the line
+// advances over them with the allowed rate, which may change while they wait.
+type pacer struct {
+	stats func() quic.ConnectionStats
+
+	mu    sync.Mutex
+	speed speed
+	line  float64   // how many bytes may have been sent by now
+	taken float64   // how many have a number
+	now   time.Time // of line
+	last  time.Time // of the last look at the path
+	sent  uint64    // BytesSent then
+	wait  time.Duration
+}
+
+func newPacer(limit time.Duration, conn *quic.Conn) *pacer {
+	return &pacer{stats: conn.ConnectionStats, speed: speed{limit: limit, rate: rateStart, growing: true}}
+}
+
+const (
+	rateStart = 128 << 10 // bytes/s: 6.4 KB at a time, half a second on a 100 kbit/s line
+	rateFloor = 4 << 10
+	rateMax   = 1 << 30 // above, nobody waits
+	paceTick  = 2 * time.Millisecond
+	paceLong  = 250 * time.Millisecond // longest nap of one that waits
+	quantum   = 50 * time.Millisecond  // of line time in one chunk
+)
+
+// speed is the decider: pure, so that it is tested step by step.
+type speed struct {
+	limit   time.Duration // of the delay that we may cause
+	rate    float64       // bytes/s allowed
+	growing bool          // doubles until the path has shown its limit once
+}
+
+// step takes in what happened since the last step: for how long, how many bytes were
+// sent, and the delay on the path now.
+func (s *speed) step(dt, delay time.Duration, sent uint64) {
+	measured := float64(sent) / dt.Seconds()
+	switch {
+	case delay > s.limit:
+		s.growing = false
+		// What got through is what the line carries; a fifth below it the queue drains.
+		s.rate = max(rateFloor, 0.8*min(s.rate, max(measured, rateFloor)))
+	case delay < s.limit/2 && measured > s.rate/2: // only a rate that is used can be judged
+		if s.growing {
+			s.rate *= 2
+		} else {
+			s.rate *= 1.1
+		}
+		s.rate = min(s.rate, 2*rateMax)
+	}
+}
+
+// advance needs p.mu.
+func (p *pacer) advance(now time.Time) {
+	if dt := now.Sub(p.last); dt >= max(p.wait, paceTick) {
+		st := p.stats()
+		if !p.last.IsZero() {
+			p.speed.step(dt, st.SmoothedRTT-st.MinRTT, st.BytesSent-p.sent)
+		}
+		// The effect of a step shows after a round trip.
+		p.last, p.sent, p.wait = now, st.BytesSent, min(st.SmoothedRTT, time.Second)
+	}
+	p.line += p.speed.rate * now.Sub(p.now).Seconds()
+	p.now = now
+	if p.line > p.taken || p.speed.rate >= rateMax {
+		p.line = p.taken // nothing is saved up for later
+	}
+}
+
+// take numbers the next of n bytes and returns how many, and the number of the first.
+func (p *pacer) take(now time.Time, n int) (int, float64) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.advance(now)
+	n = min(n, chunk)
+	if p.speed.rate < rateMax {
+		n = min(n, max(1200, int(p.speed.rate*quantum.Seconds())))
+	}
+	first := p.taken
+	p.taken += float64(n)
+	return n, first
+}
+
+// due returns how long to wait for the byte with that number; 0 is now. It is asked
+// again after at most that time, because the rate may have risen.
+func (p *pacer) due(now time.Time, number float64) time.Duration {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.advance(now)
+	wait := time.Duration((number - p.line) / p.speed.rate * float64(time.Second))
+	switch {
+	case wait < time.Millisecond: // below what timers can do; the debt stays in line
+		return 0
+	case wait > 4*time.Millisecond:
+		return min(wait/2, paceLong)
+	}
+	return wait
+}
+
+// write writes all of b in chunks, each in its time.
+func (p *pacer) write(st *quic.Stream, b []byte) (written int, err error) {
+	for {
+		n, number := p.take(time.Now(), len(b))
+		for wait := p.due(time.Now(), number); wait > 0; wait = p.due(time.Now(), number) {
+			nap := time.NewTimer(wait)
+			select {
+			case <-nap.C:
+			case <-st.Context().Done(): // Write knows why
+				nap.Stop()
+				m, err := st.Write(b[:n])
+				return written + m, err
+			}
+		}
+		m, err := st.Write(b[:n])
+		written += m
+		if b = b[m:]; err != nil || len(b) == 0 {
+			return written, err
+		}
+	}
+}
