@@ -70,7 +70,7 @@ type Config struct {
 	// one waits at its side. Default 256.
 	Streams int
 	// Backlog is how many streams of one service wait for Accept; the next is
-	// refused with ErrBusy. Default 64.
+	// refused with ErrBusy. Default 256, as many as one peer may have.
 	Backlog int
 	// Splices is how many streams this node carries for others at a time, a quarter
 	// of it for any one peer. Default 64.
@@ -101,7 +101,7 @@ func (c Config) withDefaults() (Config, error) {
 	def(&c.JoinLifetime, time.Minute)
 	def(&c.QueueDelay, 150*time.Millisecond)
 	num(&c.Streams, 256)
-	num(&c.Backlog, 64)
+	num(&c.Backlog, 256)
 	num(&c.Splices, 64)
 	num(&c.Joins, 8)
 	if c.KeepAlive < 0 || c.IdleTimeout < 3*c.KeepAlive {

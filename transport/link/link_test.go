@@ -257,6 +257,8 @@ func TestFortyPeersConnectAtOnce(t *testing.T) {
 func TestASlowServiceDelaysNoOther(t *testing.T) {
 	run(t, 2, func(t *testing.T, w *world) {
 		a, b := w.nodes[0], w.nodes[1]
+		b.build(Config{Backlog: 64}, nil)
+		b.SetPeers(b.id, w.peers())
 		b.echo(t.Context(), "echo/1")
 		l, err := b.Listen("slow/1")
 		if err != nil {
