@@ -157,6 +157,8 @@ type snapshot interface {
 	get(key []byte) (value []byte, ok bool, err error)
 	// iter returns the rows of prefix from the first key that is at least from.
 	iter(prefix, from []byte) iterator
+	// verify checks all that is on disk.
+	verify() error
 	release()
 }
 

@@ -143,7 +143,8 @@ func (s *memSnapshot) iter(prefix, from []byte) iterator {
 	return newTreeIter(s.rows, from, prefixEnd(prefix))
 }
 
-func (s *memSnapshot) release() {}
+func (s *memSnapshot) verify() error { return s.bad() }
+func (s *memSnapshot) release()      {}
 
 // badIter is an iterator that could not start.
 type badIter struct{ e error }

@@ -101,8 +101,9 @@ const (
 	watchFor   = 250 * time.Millisecond
 )
 
-// watch gives the ballast up the moment that the disk fills up while Badger
-// writes tables: it cannot be held then, and dies at the next page.
+// watch gives the ballast up once the disk was filled while Badger makes
+// tables: it cannot be held then. It waits until who fills is done, since he
+// would take the ballast too.
 func (s *space) watch() {
 	s.done = make(chan struct{})
 	go func() {
@@ -115,11 +116,14 @@ func (s *space) watch() {
 			case <-s.open:
 				return
 			}
+			was := int64(-1)
 			for until := time.Now().Add(watchFor); time.Now().Before(until); {
-				if s.free() < s.room {
+				now := s.free()
+				if now < s.room && now >= was && was >= 0 {
 					s.sink()
 					break
 				}
+				was = now
 				t.Reset(watchEvery)
 				select {
 				case <-t.C:
@@ -248,11 +252,7 @@ const gatePoll = 100 * time.Millisecond
 // gate holds a compaction before it writes a table while there is no room for
 // it and its like: a write through a mapping to a full disk ends the process.
 func (s *space) gate() {
-	s.begun()
-	if s.free() >= s.room {
-		return
-	}
-	s.sink()
+	s.begun() // its watch gives the ballast up when it is needed
 	for s.free() < s.room {
 		t := time.NewTimer(gatePoll)
 		select {

@@ -1,0 +1,336 @@
+package kv
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+func fill(t testing.TB, v *View, from, n uint64, size int) {
+	t.Helper()
+	for seq := from; seq < from+n; seq++ {
+		var b Batch
+		b.Put(fmt.Appendf(nil, "k%08d", seq*7919%n), bytes.Repeat([]byte{byte(seq)}, size))
+		if err := v.Apply(seq, &b); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := v.Flush(context.Background()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestBadgerIsRunWithTheOptionsThatKeepData(t *testing.T) {
+	o := badgerOptions("x", 4<<20, slog.New(slog.DiscardHandler), func() {})
+	if !o.SyncWrites || o.ReadOnly || o.BypassLockGuard || o.NumCompactors != 2 || o.NumMemtables != 2 {
+		t.Errorf("%+v", o)
+	}
+	if MaxValue >= o.ValueThreshold {
+		t.Errorf("a value of %d bytes goes to the value log: threshold %d", MaxValue, o.ValueThreshold)
+	}
+}
+
+func TestNothingReachesTheValueLog(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20}
+	v, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	fill(t, v, 1, 50, MaxValue)
+	logs, err := filepath.Glob(filepath.Join(o.Dir, rowsDir, "*.vlog"))
+	if err != nil || len(logs) != 1 {
+		t.Fatal(logs, err)
+	}
+	b, err := os.ReadFile(logs[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if rest := bytes.TrimRight(b[20:], "\x00"); len(rest) > 0 {
+		t.Fatalf("%d bytes in the value log", len(rest))
+	}
+}
+
+func TestTheGateIsAskedByARealCompaction(t *testing.T) {
+	dir := t.TempDir()
+	sp, err := newSpace(Options{Dir: dir, Statfs: statfs, Logger: slog.New(slog.DiscardHandler)}, filepath.Join(dir, "ballast"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	st, _, err := openBadger(filepath.Join(dir, "db"), 4<<20, Options{Logger: sp.opt.Logger, ID: func() uint64 { return 1 }}, sp)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer st.close()
+	for i := range 40 {
+		rows := []row{{key: fmt.Appendf(nil, "%d", i), value: make([]byte, MaxValue)}}
+		if err := st.prepare(); err != nil {
+			t.Fatal(err)
+		}
+		if err := st.commit(rows, meta{Applied: uint64(i)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select { // commits may have told of rotations; the compaction tells again
+	case <-sp.look:
+	default:
+	}
+	if err := st.db.Flatten(1); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-sp.look:
+	default:
+		t.Fatal("Badger made tables without saying so: look for its new message before CreateTable")
+	}
+}
+
+func TestTheWriteAheadFilesHaveTheirBlocksBeforeBadgerMapsThem(t *testing.T) {
+	v, err := Open(t.Context(), Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20, Delay: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	st := v.st.(*badgerStore)
+	seq := uint64(1)
+	for round := range 3 {
+		first := st.nextMem
+		for st.nextMem == first {
+			fill(t, v, seq, 1, 400<<10)
+			seq++
+		}
+		// first is the one in use now: Badger extended it, the blocks stayed.
+		for n, size := range map[int]int64{first: 2 * st.memTable, st.nextMem: 0} {
+			var s unix.Stat_t
+			if err := unix.Stat(st.memPath(n), &s); err != nil {
+				t.Fatal(err)
+			}
+			if s.Size != size || s.Blocks*512 < 2*st.memTable {
+				t.Fatalf("round %d, file %d: length %d, %d bytes of blocks; want %d and %d", round, n, s.Size, s.Blocks*512, size, 2*st.memTable)
+			}
+		}
+	}
+}
+
+func TestTheSecondCrashInOpenSetsTheViewAside(t *testing.T) {
+	dir := t.TempDir()
+	var why []string
+	o := Options{Dir: dir, Ballast: -1, MemTable: 4 << 20, Rebuilding: func(s string) { why = append(why, s) }}
+	open := func() *View {
+		t.Helper()
+		v, err := Open(t.Context(), o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	v := open()
+	fill(t, v, 1, 10, 10)
+	v.Close()
+	if _, err := os.Stat(filepath.Join(dir, markFile)); err == nil {
+		t.Fatal("the mark stayed")
+	}
+	mark := func(n string) {
+		if err := os.WriteFile(filepath.Join(dir, markFile), []byte(n), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	mark("1\n")
+	v = open()
+	if v.Applied() != 10 || len(why) != 0 {
+		t.Fatal(v.Applied(), why)
+	}
+	v.Abort()
+	mark("2\n")
+	v = open()
+	if v.Applied() != 0 || len(why) != 1 {
+		t.Fatal(v.Applied(), why)
+	}
+	fill(t, v, 1, 10, 10)
+	v.Close()
+	mark("2\n")
+	open().Close()
+	old, _ := filepath.Glob(filepath.Join(dir, asidePrefix+"-*"))
+	if len(old) != 1 || !strings.HasSuffix(old[0], "-2") {
+		t.Fatal("set aside:", old)
+	}
+}
+
+func TestDamageIsReportedAndTheViewSetAside(t *testing.T) {
+	for _, name := range []string{"MANIFEST", "while open"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			var why []string
+			var damage atomic.Int64
+			o := Options{Dir: dir, Ballast: -1, MemTable: 4 << 20, Rebuilding: func(s string) { why = append(why, s) }, Damaged: func(error) { damage.Add(1) }}
+			v, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill(t, v, 1, 20_000, 500)
+			v.Close()
+			if name == "while open" {
+				if v, err = Open(t.Context(), o); err != nil {
+					t.Fatal(err)
+				}
+			}
+			files, _ := filepath.Glob(filepath.Join(dir, rowsDir, "*"))
+			for _, f := range files {
+				if !strings.HasSuffix(f, ".sst") && name != "MANIFEST" || !strings.HasSuffix(f, "MANIFEST") && name == "MANIFEST" {
+					continue
+				}
+				fd, err := os.OpenFile(f, os.O_RDWR, 0)
+				if err != nil {
+					t.Fatal(err)
+				}
+				fi, _ := fd.Stat()
+				for off := int64(10); off < fi.Size()/2; off += 5000 {
+					fd.WriteAt([]byte("damage"), off)
+				}
+				fd.Close()
+			}
+			if name == "while open" {
+				err := v.Verify()
+				if !errors.Is(err, ErrDamaged) || damage.Load() != 1 {
+					t.Fatalf("damage was not found: %v, told %d times", err, damage.Load())
+				}
+				t.Log(err)
+				v.Close()
+			}
+			if v, err = Open(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			if v.Applied() != 0 || len(why) != 1 {
+				t.Fatal(v.Applied(), why)
+			}
+			t.Log(why)
+		})
+	}
+}
+
+func TestAnUnknownFormatIsSetAside(t *testing.T) {
+	var why []string
+	o := Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20, Rebuilding: func(s string) { why = append(why, s) }}
+	v, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, v, 1, 10, 10)
+	v.Close()
+	db, err := badgerOpenRaw(filepath.Join(o.Dir, rowsDir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := setRaw(db, []byte{keyMeta}, []byte{0xff, 1, 2}); err != nil {
+		t.Fatal(err)
+	}
+	db.Close()
+	if v, err = Open(t.Context(), o); err != nil {
+		t.Fatal(err)
+	}
+	defer v.Close()
+	if v.Applied() != 0 || len(why) != 1 || !strings.Contains(why[0], "format") {
+		t.Fatal(v.Applied(), why)
+	}
+}
+
+func TestNetworkFileSystemsAreRefused(t *testing.T) {
+	for typ, name := range remoteFS {
+		_, err := Open(t.Context(), Options{Dir: t.TempDir(), Statfs: func(string) (FS, error) {
+			return FS{Total: 1 << 40, Free: 1 << 40, Type: typ}, nil
+		}})
+		if err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestAFullDiskIsNotOpened(t *testing.T) {
+	dir := t.TempDir()
+	_, err := Open(t.Context(), Options{Dir: dir, Statfs: func(string) (FS, error) {
+		return FS{Total: 1 << 40, Free: 1 << 20}, nil
+	}})
+	if err == nil || !strings.Contains(err.Error(), "1 MiB free") {
+		t.Fatal(err)
+	}
+}
+
+func TestAnInterruptedBigCommitIsEndedAtOpen(t *testing.T) {
+	dir := t.TempDir()
+	o := Options{Dir: dir, Ballast: -1, MemTable: 4 << 20}
+	rows := make([]row, 50_000)
+	for i := range rows {
+		rows[i] = row{key: fmt.Appendf(nil, "k%06d", i), value: []byte("new")}
+	}
+	for _, cut := range []string{"before the redo counts", "before the rows", "between the rows"} {
+		t.Run(cut, func(t *testing.T) {
+			o.Dir = filepath.Join(dir, cut)
+			v, err := Open(t.Context(), o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			fill(t, v, 1, 10, 10)
+			st := v.st.(*badgerStore)
+			m, _, err := st.read()
+			if err != nil {
+				t.Fatal(err)
+			}
+			var all []byte
+			for _, r := range rows {
+				all = appendRow(all, r)
+			}
+			n := uint32(0)
+			for b := all; len(b) > 0; n++ {
+				var part []byte
+				for len(b) > 0 && len(part) < 100_000 {
+					r, rest, err := cutRow(b)
+					if err != nil {
+						t.Fatal(err)
+					}
+					part, b = appendRow(part, r), rest
+				}
+				if err := setRaw(st.db, redoKey(n), part); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want := 0
+			if cut != "before the redo counts" {
+				want = len(rows)
+				m.redo, m.redoSeq = n, 11
+				if err := setRaw(st.db, []byte{keyMeta}, m.encode()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if cut == "between the rows" {
+				if err := setRaw(st.db, append([]byte{keyRow}, rows[0].key...), rows[0].value); err != nil {
+					t.Fatal(err)
+				}
+			}
+			v.Abort()
+			if v, err = Open(t.Context(), o); err != nil {
+				t.Fatal(err)
+			}
+			defer v.Close()
+			got := 0
+			v.Scan([]byte("k"), nil, func(_, val []byte) bool {
+				if string(val) == "new" {
+					got++
+				}
+				return true
+			})
+			if at := v.Applied(); got != want || at != uint64(10+min(want, 1)) {
+				t.Fatalf("%d rows at position %d, want %d", got, at, want)
+			}
+		})
+	}
+}
