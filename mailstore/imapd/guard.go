@@ -37,7 +37,7 @@ const (
 // when Flush is called. Read is for one goroutine, all else for any.
 type guard struct {
 	net.Conn
-	appendLimit int64
+	appendLimit func() int64
 	onClose     func() // once, when the connection is closed
 
 	// The reader's own.
@@ -53,15 +53,16 @@ type guard struct {
 	pending  int64  // announced literal that the library has not seen to yet, or -1
 	sync     bool   // the client waits for "+" before it sends the pending one
 	inside   bool   // a command has begun and is not complete
+	idle     bool   // the command before was IDLE
 
 	mu       sync.Mutex
 	verb     string // of the current command, upper case
 	tag      string
-	watching bool // inside a command: look for its answer
-	answered bool // the library answered the command before its end
-	goOn     bool // the library wrote "+"
-	reading  bool // waiting for a new command
-	draining bool
+	watching bool   // inside a command: look for its answer
+	answered bool   // the library answered the command before its end
+	goOn     bool   // the library wrote "+"
+	reading  bool   // waiting for a new command
+	farewell string // the reason to end when at rest, or ""
 	closed   bool
 
 	write   chan struct{} // held by who writes
@@ -70,7 +71,7 @@ type guard struct {
 	failed  error
 }
 
-func newGuard(c net.Conn, appendLimit int64, onClose func()) *guard {
+func newGuard(c net.Conn, appendLimit func() int64, onClose func()) *guard {
 	return &guard{Conn: c, appendLimit: appendLimit, onClose: onClose, early: true, pending: -1, write: make(chan struct{}, 1)}
 }
 
@@ -130,6 +131,17 @@ func (g *guard) Read(p []byte) (int, error) {
 		if err != nil {
 			return 0, err
 		}
+		if g.idle {
+			// The answer above may be older than the line.
+			if _, idling := g.answer(); idling && !bytes.EqualFold(bytes.TrimRight(line, "\r\n"), []byte("DONE")) {
+				// The library would go on beside its own idling.
+				return 0, g.violation("DONE was expected")
+			} else if idling {
+				copy(line, "DONE") // RFC 9051 section 9: in any case; the library knows one
+			}
+			g.idle = false
+			g.end()
+		}
 		if reason := g.check(line); reason != "" {
 			return 0, g.violation(reason)
 		}
@@ -140,9 +152,7 @@ func (g *guard) Read(p []byte) (int, error) {
 func (g *guard) answer() (answered, goOn bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	answered, goOn = g.answered, g.goOn
-	g.goOn = false
-	return answered, goOn
+	return g.answered, g.goOn
 }
 
 // end forgets the current command.
@@ -213,20 +223,20 @@ func (g *guard) fill() error {
 	atRest := !g.inside && len(g.in) == 0
 	g.mu.Lock()
 	g.reading = atRest
-	bye := atRest && g.draining
+	bye := g.farewell
 	g.mu.Unlock()
-	if bye {
-		return g.violation("Server is going down, connect again")
+	if atRest && bye != "" {
+		return g.violation(bye)
 	}
 	n, err := g.Conn.Read(g.in[len(g.in):cap(g.in)])
 	g.in = g.in[:len(g.in)+n]
 	g.mu.Lock()
 	g.reading = false
-	bye = g.draining && atRest && n == 0
+	bye = g.farewell
 	g.mu.Unlock()
 	switch {
-	case bye:
-		return g.violation("Server is going down, connect again")
+	case atRest && n == 0 && bye != "":
+		return g.violation(bye)
 	case n > 0:
 		return nil
 	case isTimeout(err):
@@ -267,6 +277,12 @@ func (g *guard) check(line []byte) (reason string) {
 		return "Line not understood"
 	case !lit:
 		g.end() // complete: the next line is another command
+		if g.command() == "IDLE" {
+			g.idle = true
+			g.mu.Lock()
+			g.watching = true
+			g.mu.Unlock()
+		}
 		return ""
 	}
 	if g.count++; g.count > maxLiteralCount {
@@ -274,7 +290,7 @@ func (g *guard) check(line []byte) (reason string) {
 	}
 	message := g.count > 1 || bytes.Count(bytes.TrimSpace(line), []byte(" ")) > 2
 	if g.command() == "APPEND" && message && !g.early {
-		if size > g.appendLimit && !sync {
+		if size > g.appendLimit() && !sync {
 			return "Literal too large" // a client that waits is told NO by the library, and stays
 		}
 	} else {
@@ -451,11 +467,11 @@ func (g *guard) abort() {
 	g.Close()
 }
 
-// drain ends the connection when no command is under way: at once if it is at
-// rest (an IDLE is rest), else after the command in hand.
-func (g *guard) drain() {
+// drain ends the connection with that reason when no command is under way: at
+// once if it is at rest (an IDLE is rest), else after the command in hand.
+func (g *guard) drain(reason string) {
 	g.mu.Lock()
-	g.draining = true
+	g.farewell = reason
 	reading := g.reading
 	g.mu.Unlock()
 	if reading {

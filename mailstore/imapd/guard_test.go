@@ -227,7 +227,7 @@ func FuzzGuard(f *testing.F) {
 			rest = rest[n:]
 		}
 		a.(*pipeEnd).w.close()
-		g := newGuard(b, 1000, func() {})
+		g := newGuard(b, func() int64 { return 1000 }, func() {})
 		g.early = seed%2 == 0
 		var got []byte
 		buf := make([]byte, 64)
@@ -270,7 +270,7 @@ func refusedGoesOn(g *guard) bool {
 func TestAReaderThatFailsEndsTheGuard(t *testing.T) {
 	a, b := pipe("198.51.100.7:1", "192.0.2.1:143")
 	closed := 0
-	g := newGuard(b, 10, func() { closed++ })
+	g := newGuard(b, func() int64 { return 10 }, func() { closed++ })
 	a.Close()
 	if _, err := g.Read(make([]byte, 10)); err == nil {
 		t.Error("reads from a closed connection")

@@ -37,7 +37,7 @@ type Account struct {
 	Mailbox mesh.MailboxID
 }
 
-// Deps is what a Server stands on. All but Log are needed.
+// Deps is what a Server stands on. All but MaxMessage and Log are needed.
 type Deps struct {
 	// Login checks a password. It may block, within ctx.
 	Login func(ctx context.Context, user, password string) (Account, error)
@@ -46,6 +46,8 @@ type Deps struct {
 	// NewDraft and Admit are the journal's.
 	NewDraft func() *log.Draft
 	Admit    func(ctx context.Context, size int64) error
+	// MaxMessage is asked for the bytes of an APPEND; nil: Config.MaxMessage.
+	MaxMessage func() int64
 	// TLS is the certificate to show; there is no login without TLS.
 	TLS *tls.Config
 	// Log gets what operators need; nil drops it.
@@ -61,6 +63,7 @@ type Config struct {
 }
 
 const (
+	goingDown        = "Server is going down, connect again"
 	handshakeTimeout = 10 * time.Second // a client that cannot shake hands by then never will
 	acceptPause      = 100 * time.Millisecond
 )
@@ -73,9 +76,11 @@ type Server struct {
 	lib  *imapserver.Server
 
 	limits limits
+	base   context.Context // of all sessions, ended by cut
+	end    context.CancelFunc
 
 	mu        sync.Mutex
-	guards    map[*guard]struct{}
+	guards    map[*guard]string     // the user who is logged in, or ""
 	raw       map[net.Conn]struct{} // before their guard
 	listeners map[net.Listener]struct{}
 	draining  bool
@@ -87,7 +92,6 @@ func New(cfg Config, deps Deps) *Server {
 	if cfg.MaxMessage <= 0 {
 		cfg.MaxMessage = 72 << 20
 	}
-	cfg.MaxMessage = min(cfg.MaxMessage, 1<<32-1)
 	if cfg.PerAddress <= 0 {
 		cfg.PerAddress = 20
 	}
@@ -97,10 +101,11 @@ func New(cfg Config, deps Deps) *Server {
 	if cfg.LoginTries <= 0 {
 		cfg.LoginTries = 5
 	}
-	s := &Server{cfg: cfg, deps: deps, log: deps.Log, guards: map[*guard]struct{}{}, raw: map[net.Conn]struct{}{}, listeners: map[net.Listener]struct{}{}}
+	s := &Server{cfg: cfg, deps: deps, log: deps.Log, guards: map[*guard]string{}, raw: map[net.Conn]struct{}{}, listeners: map[net.Listener]struct{}{}}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
+	s.base, s.end = context.WithCancel(context.Background())
 	s.limits.init()
 	s.lib = imapserver.New(&imapserver.Options{
 		NewSession: s.newSession,
@@ -242,7 +247,7 @@ func (s *Server) welcome(ctx context.Context, c net.Conn, ready *readyListener, 
 // admit puts the guard in front of a secured connection and passes it on. c is
 // what enter was called with; addr was counted by arrive.
 func (s *Server) admit(c, secured net.Conn, addr netip.Addr, ready *readyListener, greeted bool) {
-	g := newGuard(secured, s.cfg.MaxMessage, nil)
+	g := newGuard(secured, s.maxMessage, nil)
 	g.swallow = greeted // RFC 9051 section 6.2.1: no greeting after STARTTLS
 	g.onClose = func() {
 		s.mu.Lock()
@@ -251,17 +256,53 @@ func (s *Server) admit(c, secured net.Conn, addr netip.Addr, ready *readyListene
 	}
 	s.mu.Lock()
 	delete(s.raw, c)
-	s.guards[g] = struct{}{}
+	s.guards[g] = ""
 	draining := s.draining
 	s.mu.Unlock()
 	if draining {
-		g.drain()
+		g.drain(goingDown)
 	}
 	if !ready.put(g) {
 		g.Close()
 		s.limits.depart(addr)
 		s.sessions.Done()
 	}
+}
+
+// maxMessage is the limit of an APPEND now.
+func (s *Server) maxMessage() int64 {
+	n := s.cfg.MaxMessage
+	if s.deps.MaxMessage != nil {
+		n = s.deps.MaxMessage()
+	}
+	return min(n, 1<<32-1)
+}
+
+// EndUser ends the connections of a user (Account.User) when their commands in
+// hand are done: the password was changed, the user removed, the mailbox moves.
+// It does not wait. reason is for people, one line of ASCII.
+func (s *Server) EndUser(user, reason string) {
+	s.mu.Lock()
+	var his []*guard
+	for g, u := range s.guards {
+		if u == user && user != "" {
+			his = append(his, g)
+		}
+	}
+	s.mu.Unlock()
+	for _, g := range his {
+		g.drain(reason)
+	}
+}
+
+// loggedIn notes whose connection g is.
+func (s *Server) loggedIn(g *guard, user string) {
+	s.mu.Lock()
+	if _, there := s.guards[g]; there {
+		s.guards[g] = user
+	}
+	s.mu.Unlock()
+	g.loggedIn()
 }
 
 // Drain takes no more connections, says BYE to each client when its command in
@@ -282,15 +323,16 @@ func (s *Server) Drain(ctx context.Context) {
 	}
 	s.mu.Unlock()
 	for _, g := range guards {
-		g.drain()
+		g.drain(goingDown)
 	}
 	stop := context.AfterFunc(ctx, s.cut)
 	defer stop()
 	s.sessions.Wait()
 }
 
-// cut closes every connection.
+// cut closes every connection, and ends what sessions wait for.
 func (s *Server) cut() {
+	s.end()
 	s.mu.Lock()
 	s.draining = true
 	var all []net.Conn

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"fmt"
 	"io"
+	"net"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -13,6 +14,9 @@ import (
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
+	"github.com/google/go-cmp/cmp"
+
+	"posthouse/mailstore"
 )
 
 // secure makes the handshake and goes on in TLS.
@@ -205,6 +209,9 @@ func TestDrainLetsCommandsFinish(t *testing.T) {
 		idle.ok("SELECT INBOX")
 		idle.say("i IDLE\r\n")
 		idle.line()
+		secure := w.client(w.imaps.dial("198.51.100.7:1"))
+		secure.secure(w.tls)
+		secure.line()
 		busy.say("a APPEND Drafts {3}\r\n")
 		busy.line()
 		stuck.say("a APPEND Drafts {3}\r\n")
@@ -216,7 +223,7 @@ func TestDrainLetsCommandsFinish(t *testing.T) {
 		done := make(chan time.Duration)
 		go func() { w.srv.Drain(ctx); done <- time.Since(start) }()
 		synctest.Wait()
-		for name, c := range map[string]*client{"idle": idle, "fresh": fresh} {
+		for name, c := range map[string]*client{"idle": idle, "fresh": fresh, "secure": secure} {
 			if l := c.line(); !strings.HasPrefix(l, "* BYE Server is going down") {
 				t.Errorf("%s: %q", name, l)
 			}
@@ -285,5 +292,126 @@ func TestARemovedFolderEndsItsSessions(t *testing.T) {
 	a.ok("DELETE x")
 	if u, _ := b.do("NOOP"); len(u) != 1 || !strings.HasPrefix(u[0], "* BYE") {
 		t.Error(u)
+	}
+}
+
+func TestIdleEndsByDoneAlone(t *testing.T) {
+	w := newWorld(t, Config{})
+	c := w.login("ada")
+	c.say("a IDLE\r\n")
+	c.line()
+	c.say("done\r\n")
+	if l := c.line(); l != "a OK IDLE completed" {
+		t.Error(l)
+	}
+	c.no("IDLE now", "BAD")
+	c.ok("NOOP")
+	c.say("b IDLE\r\nDONE\r\n") // without waiting
+	c.line()
+	if l := c.line(); l != "b OK IDLE completed" {
+		t.Error(l)
+	}
+	c.say("c IDLE\r\nd CREATE x\r\n")
+	c.line()
+	if l := c.line(); !strings.HasPrefix(l, "* BYE DONE was expected") {
+		t.Error(l)
+	}
+}
+
+func TestCuttingOffEndsWhatSessionsWaitFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, Config{})
+		c := w.dial()
+		c.do("LOGIN ada x")
+		c.do("LOGIN ada x")
+		c.do("LOGIN ada x")
+		c.say("a LOGIN ada x\r\n")
+		synctest.Wait()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start := time.Now()
+		w.srv.Drain(ctx)
+		if d := time.Since(start); d != time.Second {
+			t.Errorf("ended after %v", d)
+		}
+	})
+}
+
+func TestAViewIsRightAfterTheStoreForgotItsExpunges(t *testing.T) {
+	w := newWorld(t, Config{})
+	f := w.folder("ada", "INBOX")
+	w.put(f, simple, simple, simple, simple)
+	o, err := openView(f, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer o.close()
+	o.fresh = []mailstore.UID{7, 8} // arrived, and gone before it was told
+	if _, _, err := f.SetFlags(t.Context(), []mailstore.UID{2, 3}, mailstore.FlagsAdd, []mailstore.Flag{mailstore.Deleted}, 0); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := f.Expunge(t.Context(), nil); err != nil {
+		t.Fatal(err)
+	}
+	ch := mailstore.Changes{Forgotten: true}
+	if err := o.compare(&ch); err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff([]mailstore.UID{2, 3, 7, 8}, ch.Expunged); d != "" {
+		t.Error(d)
+	}
+}
+
+func TestTheConnectionsOfOneUserCanBeEnded(t *testing.T) {
+	w := newWorld(t, Config{})
+	ada, bob := w.login("ada"), w.login("bob")
+	ada.ok("SELECT INBOX")
+	ada.say("a IDLE\r\n")
+	ada.line()
+	w.srv.EndUser("ada", "Password was changed, log in again")
+	if l := ada.line(); l != "* BYE Password was changed, log in again" {
+		t.Error(l)
+	}
+	bob.ok("NOOP")
+}
+
+func TestOverRealSockets(t *testing.T) {
+	w := newWorld(t, Config{})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- w.srv.Serve(context.Background(), ln, false) }()
+	dial := func() *client {
+		raw, err := net.Dial("tcp", ln.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := w.client(raw)
+		c.line()
+		c.ok("STARTTLS")
+		c.secure(w.tls)
+		c.ok(`LOGIN ada "pw of ada"`)
+		c.ok("SELECT INBOX")
+		return c
+	}
+	a, b := dial(), dial()
+	a.say("a IDLE\r\n")
+	a.line()
+	big := strings.Repeat("Subject: x\r\n", 100_000)
+	b.ok(fmt.Sprintf("APPEND INBOX {%d+}\r\n%s", len(big), big))
+	if l := a.line(); l != "* 1 EXISTS" {
+		t.Error(l)
+	}
+	if u := b.ok("FETCH 1 BODY.PEEK[]"); !strings.Contains(u[len(u)-1], big) && !strings.Contains(u[0], big) {
+		t.Error("the message came back different")
+	}
+	w.srv.Drain(t.Context())
+	if l := a.line(); !strings.HasPrefix(l, "* BYE") {
+		t.Error(l)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
 	}
 }

@@ -33,7 +33,10 @@ type session struct {
 	view   *view           // of the selected folder, or nil
 	saved  []mailstore.UID // SEARCH RETURN (SAVE), RFC 5182
 	buffer []byte          // for bodies
-	idlers sync.WaitGroup
+
+	mu     sync.Mutex
+	closed bool
+	idlers sync.WaitGroup // Idle calls; none begins once closed
 }
 
 var _ imapserver.SessionIMAP4rev2 = (*session)(nil)
@@ -41,13 +44,16 @@ var _ imapserver.SessionAppendLimit = (*session)(nil)
 
 func (s *Server) newSession(c *imapserver.Conn) (imapserver.Session, *imapserver.GreetingData, error) {
 	g := c.NetConn().(*guard)
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(s.base)
 	return &session{srv: s, conn: c, g: g, addr: addressOf(g), ctx: ctx, cancel: cancel}, nil, nil
 }
 
 // Close implements imapserver.Session.
 func (s *session) Close() error {
 	s.cancel()
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	s.idlers.Wait()
 	if s.view != nil {
 		s.view.close()
@@ -89,7 +95,7 @@ func (s *session) Login(user, password string) error {
 	}
 	s.srv.limits.depart(s.addr)
 	s.user, s.mb = acc.User, mb
-	s.g.loggedIn()
+	s.srv.loggedIn(s.g, s.user)
 	s.srv.log.Info("login", "user", s.user, "addr", s.addr)
 	return nil
 }
@@ -150,7 +156,7 @@ func (s *session) Namespace() (*imap.NamespaceData, error) {
 }
 
 // AppendLimit implements imapserver.SessionAppendLimit (RFC 7889).
-func (s *session) AppendLimit() uint32 { return uint32(s.srv.cfg.MaxMessage) }
+func (s *session) AppendLimit() uint32 { return uint32(s.srv.maxMessage()) }
 
 // Select implements imapserver.Session: SELECT and EXAMINE.
 func (s *session) Select(name string, opt *imap.SelectOptions) (*imap.SelectData, error) {
@@ -213,7 +219,13 @@ func (s *session) lost(err error) error {
 
 // Idle implements imapserver.Session.
 func (s *session) Idle(w *imapserver.UpdateWriter, stop <-chan struct{}) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
 	s.idlers.Add(1)
+	s.mu.Unlock()
 	defer s.idlers.Done()
 	if s.view == nil {
 		select {
