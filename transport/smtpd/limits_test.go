@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"testing"
+	"time"
 
 	"posthouse/transport"
 )
@@ -76,17 +77,19 @@ func TestAccessMayRefuseTheConnection(t *testing.T) {
 func TestIntakeThatMisbehaves(t *testing.T) {
 	text := strings.Repeat("0123456789\r\n", 10000)
 	for _, c := range []struct {
-		name string
-		err  error
-		want string
+		name  string
+		err   error
+		sleep time.Duration
+		want  string
 	}{
-		{"says yes without reading", nil, "451 4.3.0"},
-		{"refuses without reading", transport.ErrNoSpace, "452 4.3.1"},
+		{"says yes without reading", nil, 0, "451 4.3.0"},
+		{"refuses without reading", transport.ErrNoSpace, 0, "452 4.3.1"},
+		{"refuses after a long thought", transport.ErrNoSpace, 8 * time.Minute, "452 4.3.1"},
 	} {
 		for _, how := range []string{"DATA", "BDAT"} {
 			t.Run(c.name+" "+how, func(t *testing.T) {
 				bubble(t, func(t *testing.T) {
-					g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Intake = deafIntake{c.err} })
+					g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Intake = deafIntake{c.err, c.sleep} })
 					defer g.close()
 					cl := g.dial()
 					defer cl.close()
@@ -105,8 +108,12 @@ func TestIntakeThatMisbehaves(t *testing.T) {
 	}
 }
 
-type deafIntake struct{ err error }
+type deafIntake struct {
+	err   error
+	sleep time.Duration
+}
 
 func (d deafIntake) Accept(context.Context, *transport.Envelope, []Rcpt, io.Reader) (string, error) {
+	time.Sleep(d.sleep)
 	return "q", d.err
 }

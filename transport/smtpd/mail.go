@@ -178,7 +178,7 @@ func (s *session) take(t *text, body io.Reader) (queued string, err error) {
 	t.onEnd = func() {
 		timer = time.AfterFunc(s.srv.cfg.AcceptTimeout, func() { cancel(context.DeadlineExceeded) })
 	}
-	s.inText, s.textStart = t, time.Now()
+	s.inText, s.w.waited = t, 0
 	s.w.grow(largeBuf)
 	if t.fault != nil { // refused before its first byte
 		return "", t.fault
@@ -305,6 +305,7 @@ func (s *session) verdictSpoilt(last bool, err error) {
 // skipChunk reads a refused chunk away; if it is too long for that it has
 // answered and ended the session.
 func (s *session) skipChunk(n int64) bool {
+	s.cmdDeadline = time.Now().Add(s.srv.cfg.CommandTimeout)
 	switch err := skip(&s.w, n); err {
 	case nil:
 		return true
@@ -322,11 +323,8 @@ func (s *session) skipChunk(n int64) bool {
 func (s *session) nextChunk(c *chunkText) (int64, bool, error) {
 	s.w.reply(250, "2.0.0", "Chunk taken")
 	s.inText = nil
-	started := time.Now()
-	defer func() {
-		s.inText = &c.text
-		s.textStart = s.textStart.Add(time.Since(started)) // waiting for commands is not slowness
-	}()
+	waited := s.w.waited
+	defer func() { s.inText, s.w.waited = &c.text, waited }() // waiting for commands is not slowness
 	for range 4096 {
 		v, arg, err := s.readCommand(false)
 		if err != nil {

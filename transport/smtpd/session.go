@@ -34,7 +34,6 @@ type session struct {
 	start       time.Time
 	cmdDeadline time.Time
 	inText      *text // a text is being read: its limits hold
-	textStart   time.Time
 
 	greeted bool // HELO or EHLO was said
 	mail    bool // a transaction is open
@@ -67,7 +66,7 @@ func (s *Server) newSession(ctx context.Context, conn net.Conn, port Port) *sess
 	ss.Port = port
 	ss.ID = s.idBase + "-" + strconv.FormatUint(s.idNext.Add(1), 36)
 	ss.Remote = remoteAddr(conn)
-	ss.Trusted = s.limits.trusted(ss.Remote)
+	ss.Trusted = s.limits.trusted(ss.Remote) || s.deps.Trusts != nil && s.deps.Trusts(ss.Remote)
 	ss.w = wire{conn: conn, wtime: s.cfg.WriteTimeout, pool: &s.pool, deadline: ss.deadline, before: ss.beforeRead}
 	ss.cmdDeadline = ss.start.Add(s.cfg.CommandTimeout)
 	s.mu.Lock()
@@ -107,18 +106,11 @@ func (s *session) deadline() time.Time {
 		return s.cmdDeadline
 	}
 	cfg := &s.srv.cfg
-	now := time.Now()
-	d := now.Add(cfg.DataTimeout)
 	// RFC 5321 section 4.5.3.2.5 asks for patience between blocks; the rate
-	// over the whole text bounds what patience costs.
-	slow := s.textStart.Add(cfg.DataTimeout + time.Duration(s.inText.size/cfg.DataMinRate)*time.Second)
-	if slow.Before(d) {
-		d = slow
-	}
-	if end := s.textStart.Add(cfg.DataTime); end.Before(d) {
-		d = end
-	}
-	return d
+	// over the whole text bounds what patience costs. Only waiting for the
+	// client counts, not waiting for Intake.
+	slow := cfg.DataTimeout + time.Duration(s.inText.size/cfg.DataMinRate)*time.Second
+	return time.Now().Add(min(cfg.DataTimeout, slow-s.w.waited, cfg.DataTime-s.w.waited))
 }
 
 // beforeRead runs between setting the read deadline and reading.
@@ -197,7 +189,7 @@ func (s *session) open() error {
 		}
 	}
 	s.w.out = append(s.w.out, "220 "...)
-	s.w.out = append(s.w.out, s.srv.cfg.Hostname...)
+	s.w.out = append(s.w.out, s.srv.deps.Hostname()...)
 	s.w.out = append(s.w.out, " ESMTP Posthouse\r\n"...)
 	return nil
 }
@@ -466,7 +458,7 @@ func (s *session) helo(esmtp bool, arg []byte) {
 	}
 	s.reset()
 	s.greeted, s.ESMTP, s.Helo = true, esmtp, string(arg)
-	name := s.srv.cfg.Hostname
+	name := s.srv.deps.Hostname()
 	if !esmtp {
 		s.w.reply(250, "", name)
 		return

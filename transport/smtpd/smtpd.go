@@ -148,8 +148,13 @@ type Deps struct {
 	// Reverse returns the verified name of an address (PTR whose A/AAAA leads
 	// back), or "". It obeys ctx. nil: no names.
 	Reverse func(ctx context.Context, a netip.Addr) string
-	Logger  *slog.Logger
-	Rand    io.Reader // crypto/rand.Reader
+	// Hostname returns the name in force when a rename may change it; nil:
+	// Config.Hostname.
+	Hostname func() string
+	// Trusts adds to Config.Trusted what the domain state says; nil: nothing.
+	Trusts func(a netip.Addr) bool
+	Logger *slog.Logger
+	Rand   io.Reader // crypto/rand.Reader
 }
 
 // Config has the limits. The zero value of each field means its default.
@@ -236,6 +241,12 @@ type Server struct {
 
 // New makes a Server. It starts nothing.
 func New(cfg Config, deps Deps) (*Server, error) {
+	if deps.Hostname == nil {
+		name := cfg.Hostname
+		deps.Hostname = func() string { return name }
+	} else if cfg.Hostname == "" {
+		cfg.Hostname = deps.Hostname()
+	}
 	if err := cfg.defaults(); err != nil {
 		return nil, err
 	}

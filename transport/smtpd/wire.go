@@ -62,6 +62,8 @@ type wire struct {
 	out   []byte
 	wtime time.Duration
 	werr  error // of a write: nothing more is said
+	// waited is the time spent in reads; the owner resets it.
+	waited time.Duration
 
 	// deadline is when the read that comes next must end. before runs with the
 	// deadline already set, and may refuse to wait at all.
@@ -94,6 +96,8 @@ func (w *wire) fill() error {
 			return err
 		}
 	}
+	start := time.Now()
+	defer func() { w.waited += time.Since(start) }()
 	for range 100 {
 		n, err := w.conn.Read(w.buf[w.w:])
 		w.w += n
