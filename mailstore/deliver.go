@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"posthouse/mailstore/journal"
+	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
 	"posthouse/mailstore/mime"
 	"posthouse/mesh"
@@ -427,19 +428,18 @@ func (s *Store) applyDeliver(rec log.Record, r *deliverRecord, b *batch) error {
 		b.Put(dayKey(day, k), []byte{rowVersion})
 	}
 	s.forgotten = min(s.forgotten, day) // a clock may go back
-	return s.purge(day, b)
+	return s.purge(s.j.View(), day, b)
 }
 
 // purge removes some of the rows that remember deliveries of more than keptDays
 // before the day of the record that is being applied: by the records' time, so
 // that a replay removes the same ones. A clock that jumps far ahead makes every
-// day look old, so a day also stays until deliveries of laterDays later days
-// are remembered.
-func (s *Store) purge(day uint32, b *batch) error {
+// day look old, so those of the last laterDays days that had any always stay.
+func (s *Store) purge(v *kv.View, day uint32, b *batch) error {
 	if day < keptDays || s.forgotten >= day-keptDays || s.heldBack == day {
 		return nil
 	}
-	oldest, found, err := s.nextDay(0)
+	oldest, found, err := nextDay(v, 0)
 	if err != nil {
 		return err
 	}
@@ -447,9 +447,8 @@ func (s *Store) purge(day uint32, b *batch) error {
 		s.forgotten = day - keptDays
 		return nil
 	}
-	later := oldest
-	for range laterDays {
-		if later, found, err = s.nextDay(later + 1); err != nil {
+	for later, n := oldest, 0; s.overdue != oldest && n < laterDays; n++ {
+		if later, found, err = nextDay(v, later+1); err != nil {
 			return err
 		}
 		if !found {
@@ -457,9 +456,10 @@ func (s *Store) purge(day uint32, b *batch) error {
 			return nil
 		}
 	}
+	s.overdue = oldest
 	n := 0
 	var bad error
-	err = s.j.View().Scan(dayPrefix, nil, func(k, _ []byte) bool {
+	err = v.Scan(dayPrefix, nil, func(k, _ []byte) bool {
 		d, key, err := parseDayKey(k)
 		if bad = err; err != nil || d != oldest {
 			return false
@@ -474,9 +474,9 @@ func (s *Store) purge(day uint32, b *batch) error {
 
 // nextDay returns the first day at or after from that deliveries are
 // remembered of.
-func (s *Store) nextDay(from uint32) (day uint32, found bool, err error) {
+func nextDay(v *kv.View, from uint32) (day uint32, found bool, err error) {
 	var bad error
-	err = s.j.View().Scan(dayPrefix, dayKey(from, claimKey{})[:6], func(k, _ []byte) bool {
+	err = v.Scan(dayPrefix, dayKey(from, claimKey{})[:6], func(k, _ []byte) bool {
 		day, _, bad = parseDayKey(k)
 		found = bad == nil
 		return false

@@ -136,6 +136,6 @@ const (
 	copiesARecord = 512       // mailboxes that one DELIVER record names
 	renewStep     = 1 << 20   // what Renew adds to every UIDVALIDITY
 	keptDays      = 100       // that a delivery is remembered (MESH.md, Relay)
-	laterDays     = 7         // that must follow a day before it is forgotten
+	laterDays     = 30        // with deliveries, that must follow a day before it is forgotten
 	purgeARecord  = 16        // forgotten deliveries that one record removes
 )

@@ -42,6 +42,7 @@ type Store struct {
 	grown     []*Folder
 	forgotten uint32 // no delivery before this day is remembered; 0: not known
 	heldBack  uint32 // the day whose records purge nothing
+	overdue   uint32 // the day that is being purged
 
 	mu     sync.Mutex
 	boxes  map[mesh.MailboxID]weak.Pointer[Mailbox]
