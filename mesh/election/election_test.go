@@ -36,7 +36,7 @@ func TestACutOffMasterIsReplaced(t *testing.T) {
 				a.say("before")
 				w.isolate(a.id, true)
 				var b *node
-				took := w.until(9*time.Second, "a new master", func() bool { b = w.master(2, 3, 4, 5); return b != nil })
+				took := w.until(15*time.Second, "a new master", func() bool { b = w.master(2, 3, 4, 5); return b != nil })
 				t.Logf("a new master after %v", took)
 				if _, ok := a.Acting(); ok {
 					t.Error("the old one still acts")
@@ -166,7 +166,7 @@ func TestAWitnessGivesTheLeadAway(t *testing.T) {
 		a.say("admit %s -1", mesh.NodeID(2))
 		a.say("admit %s -1", mesh.NodeID(3))
 		w.isolate(1, true)
-		w.until(9*time.Second, "a witness leads meanwhile", func() bool { return w.master(2, 3) != nil })
+		w.until(15*time.Second, "a witness leads meanwhile", func() bool { return w.master(2, 3) != nil })
 		w.isolate(1, false)
 		w.until(40*time.Second, "the candidate leads again", func() bool { return w.master(1) != nil })
 	})

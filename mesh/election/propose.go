@@ -46,12 +46,10 @@ type request struct {
 }
 
 type reply struct {
-	Code    uint8       `cbor:"1,keyasint"`
-	Text    string      `cbor:"2,keyasint,omitempty"`
-	Index   uint64      `cbor:"3,keyasint,omitempty"`
-	Result  []byte      `cbor:"4,keyasint,omitempty"`
-	Master  mesh.NodeID `cbor:"5,keyasint,omitempty"` // who the answering node believes to lead
-	Lineage []byte      `cbor:"6,keyasint,omitempty"`
+	Code   uint8  `cbor:"1,keyasint"`
+	Text   string `cbor:"2,keyasint,omitempty"`
+	Index  uint64 `cbor:"3,keyasint,omitempty"`
+	Result []byte `cbor:"4,keyasint,omitempty"`
 }
 
 const (
@@ -185,7 +183,7 @@ func (e *Election) answer(ctx context.Context, from mesh.NodeID, req []byte) rep
 	}
 	id := e.chain().now().ID
 	if string(q.Lineage) != string(id[:]) {
-		return reply{Code: replyNotMaster, Lineage: id[:]}
+		return reply{Code: replyNotMaster}
 	}
 	switch q.Kind {
 	case askStatus:
@@ -196,7 +194,7 @@ func (e *Election) answer(ctx context.Context, from mesh.NodeID, req []byte) rep
 		if q.Last > 0 && l.trans.mute.Load() && l.raft.LastIndex() >= q.Last {
 			e.later(func() { e.caughtUp(l) })
 		}
-		return reply{Code: replyOK, Index: l.raft.AppliedIndex(), Lineage: id[:]}
+		return reply{Code: replyOK, Index: l.raft.AppliedIndex()}
 	case askPropose:
 		r, err := e.lead(ctx, from, q.Command)
 		switch {

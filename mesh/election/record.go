@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
@@ -513,6 +514,29 @@ func (e *Election) stoppedWhy() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.stopped
+}
+
+// FetchAnew throws away what this node keeps of Raft and has the leader send it
+// again; until it has caught up the node does not vote. It is for a node that
+// was found to run on an older image of its disk: it has forgotten what it
+// promised. On the only voter it would end the election: promote another node.
+func (e *Election) FetchAnew(ctx context.Context, why error) error {
+	var err error
+	if e2 := e.do(ctx, func() {
+		l := e.current()
+		if l == nil {
+			err = errStopped
+			return
+		}
+		if s, e3 := l.servers(); e3 != nil || votersOf(s) == 1 && slices.Contains(s, Server{e.cfg.Self, true}) {
+			err = errors.Join(e3, errors.New("this node holds the only vote: nobody could send it the state"))
+			return
+		}
+		e.refetch(l, why)
+	}); e2 != nil {
+		return e2
+	}
+	return err
 }
 
 // ForgetForked drops the list of forked commands: a person has read it.
