@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/hmac"
 	"fmt"
+	"io"
 	"net/netip"
 	"time"
 
@@ -51,7 +52,11 @@ func (d *Door) Serve(ctx context.Context, s *Session, from netip.AddrPort) error
 	}
 	a := d.decide(ctx, s, &q, from)
 	a.Version, a.Name, a.Software, a.Clock = Service, d.Name, d.Software, time.Now().UTC()
-	return writeFrame(s.Conn, a)
+	if err := writeFrame(s.Conn, a); err != nil {
+		return err
+	}
+	io.Copy(io.Discard, io.LimitReader(s.Conn, 1)) // the joiner hangs up when it has the answer
+	return nil
 }
 
 func refuse(code, format string, args ...any) *Answer {

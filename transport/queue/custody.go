@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"posthouse/mailstore/log"
+	"posthouse/mailstore/mime"
 	"posthouse/mesh"
 	"posthouse/transport"
 )
@@ -26,29 +27,12 @@ import (
 // A gateway that keeps something unreleased asks its origin (Kept, Ask); an
 // origin that has not written its release may offer it to another gateway.
 
-// Standing is how a recipient stands at its origin.
-type Standing uint8
-
-// The standings.
-const (
-	Undecided   Standing = iota + 1 // still ours: keep it, ask again later
-	ReleasedYou                     // released to the asking gateway: send it
-	NotYours                        // released to another, or ended: drop it
-	NotKnown                        // this node has never heard of it: a person must look
-)
-
-// Fate is what a gateway knows of a recipient that is offered to it.
-type Fate struct {
-	Kept   bool             // held or being sent here; otherwise Result is final
-	Result transport.Result // why not, or how it ended
-}
-
 // Keep takes, at a gateway, an outside leg offered by origin, without trying
 // it. It returns one fate for each recipient once all of it is on disk.
-// m.Envelope is the origin's. toDomain gives each recipient's destination.
 // The draft is used up or discarded.
-func (q *Queue) Keep(ctx context.Context, origin mesh.NodeID, m *Message, rcpts []transport.Recipient, toDomain func(address string) transport.Destination) ([]Fate, error) {
-	fates := make([]Fate, len(rcpts))
+func (q *Queue) Keep(ctx context.Context, origin mesh.NodeID, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, structure *mime.Structure) ([]transport.Fate, error) {
+	m := &Message{Envelope: env, Body: body, Structure: structure}
+	fates := make([]transport.Fate, len(rcpts))
 	meta := acceptMeta{Once: true, Keeper: origin}
 	at := map[transport.Destination]int{}
 	var legs []Leg
@@ -61,11 +45,11 @@ func (q *Queue) Keep(ctx context.Context, origin mesh.NodeID, m *Message, rcpts 
 		fates[i].Kept = true
 		if s != nil {
 			if s.State == Done {
-				fates[i] = Fate{Result: s.Last}
+				fates[i] = transport.Fate{Result: s.Last}
 			}
 			continue
 		}
-		d := toDomain(rcpts[i].Address)
+		d := q.d.Domain(rcpts[i].Address)
 		n, ok := at[d]
 		if !ok {
 			n = len(legs)
@@ -89,16 +73,16 @@ func (q *Queue) Keep(ctx context.Context, origin mesh.NodeID, m *Message, rcpts 
 	return fates, nil
 }
 
-// kept returns where the kept recipients of a message are; the missing are
-// left out.
-func (q *Queue) find(id transport.MessageID, keys []string) (map[legName][]int, error) {
+// find returns where the kept recipients of a message are, or those that
+// ended; the missing are left out.
+func (q *Queue) find(id transport.MessageID, keys []string, ended bool) (map[legName][]int, error) {
 	at := map[legName][]int{}
 	for _, k := range keys {
 		s, err := q.seenRow(seenKey(id, k))
 		if err != nil {
 			return nil, err
 		}
-		if s != nil && s.State != Done {
+		if s != nil && (s.State == Done) == ended {
 			n := legName{s.Dest, s.Seq}
 			at[n] = append(at[n], s.N)
 		}
@@ -132,7 +116,7 @@ func (q *Queue) Strand(ctx context.Context, origin mesh.NodeID, id transport.Mes
 }
 
 func (q *Queue) decideKept(ctx context.Context, origin mesh.NodeID, id transport.MessageID, keys []string, f func(time.Duration, int) change) error {
-	at, err := q.find(id, keys)
+	at, err := q.find(id, keys, false)
 	if err != nil {
 		return err
 	}
@@ -200,28 +184,21 @@ func (q *Queue) applied(ctx context.Context, n legName) error {
 	}
 }
 
-// KeptLeg is what a gateway keeps for an origin and may not send yet.
-type KeptLeg struct {
-	ID    transport.MessageID
-	Rcpts []string // keys
-	Since time.Duration
-}
-
 // Kept lists what is kept for an origin without a release, oldest first, at
 // most limit, that was kept at least age ago.
-func (q *Queue) Kept(origin mesh.NodeID, age time.Duration, limit int) ([]KeptLeg, error) {
-	var out []KeptLeg
+func (q *Queue) Kept(origin mesh.NodeID, age time.Duration, limit int) ([]transport.KeptLeg, error) {
+	var out []transport.KeptLeg
 	err := q.indexed(q.kept, origin, func(n legName, r *row, now time.Duration) bool {
 		if now-r.Accepted < age {
 			return true
 		}
-		k := KeptLeg{ID: r.ID, Since: now - r.Accepted}
+		k := transport.KeptLeg{ID: r.ID}
 		for i := range r.Rcpts {
 			if r.Rcpts[i].State == Kept {
-				k.Rcpts = append(k.Rcpts, r.Rcpts[i].R.Key())
+				k.Keys = append(k.Keys, r.Rcpts[i].R.Key())
 			}
 		}
-		if len(k.Rcpts) > 0 {
+		if len(k.Keys) > 0 {
 			out = append(out, k)
 		}
 		return len(out) < limit
@@ -284,23 +261,14 @@ func (q *Queue) look1(n legName) (*row, error) {
 	return q.getRow(n.dest, n.seq)
 }
 
-// Final is the end of a recipient that this gateway sent for an origin.
-type Final struct {
-	ID     transport.MessageID
-	Rcpt   string // key
-	Result transport.Result
-	name   legName
-	n      int
-}
-
 // Finals lists final results that an origin has not confirmed yet, oldest
 // first, at most limit.
-func (q *Queue) Finals(origin mesh.NodeID, limit int) ([]Final, error) {
-	var out []Final
+func (q *Queue) Finals(origin mesh.NodeID, limit int) ([]transport.FinalResult, error) {
+	var out []transport.FinalResult
 	err := q.indexed(q.finals, origin, func(n legName, r *row, _ time.Duration) bool {
 		for i := range r.Rcpts {
 			if x := &r.Rcpts[i]; x.Owes&owesFinal != 0 && len(out) < limit {
-				out = append(out, Final{ID: r.ID, Rcpt: x.R.Key(), Result: x.Last, name: n, n: x.N})
+				out = append(out, transport.FinalResult{ID: r.ID, Key: x.R.Key(), Result: x.Last})
 			}
 		}
 		return len(out) < limit
@@ -309,14 +277,24 @@ func (q *Queue) Finals(origin mesh.NodeID, limit int) ([]Final, error) {
 }
 
 // Told records that the origin has these final results.
-func (q *Queue) Told(ctx context.Context, fs []Final) error {
-	by := map[legName][]change{}
+func (q *Queue) Told(ctx context.Context, origin mesh.NodeID, fs []transport.FinalResult) error {
 	for _, f := range fs {
-		by[f.name] = append(by[f.name], change{N: f.n, Clear: owesFinal})
-	}
-	for n, cs := range by {
-		if err := q.settle(ctx, n, func(time.Duration, *row) []change { return cs }); err != nil {
+		at, err := q.find(f.ID, []string{f.Key}, true)
+		if err != nil {
 			return err
+		}
+		for n, ns := range at {
+			err := q.settle(ctx, n, func(_ time.Duration, r *row) (cs []change) {
+				for i := range r.Rcpts {
+					if x := &r.Rcpts[i]; r.Keeper == origin && slices.Contains(ns, x.N) && x.Owes&owesFinal != 0 {
+						cs = append(cs, change{N: x.N, Clear: owesFinal})
+					}
+				}
+				return cs
+			})
+			if err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -360,18 +338,18 @@ func (q *Queue) Release(ctx context.Context, out *transport.Leg, rcpts []int, ga
 
 // Ask answers, at the origin, how each recipient of a message stands towards a
 // gateway that keeps it.
-func (q *Queue) Ask(gateway mesh.NodeID, id transport.MessageID, keys []string) ([]Standing, error) {
-	out := make([]Standing, len(keys))
+func (q *Queue) Ask(gateway mesh.NodeID, id transport.MessageID, keys []string) ([]transport.Standing, error) {
+	out := make([]transport.Standing, len(keys))
 	rows, known, err := q.ofGate(id)
 	if err != nil {
 		return nil, err
 	}
 	for i, key := range keys {
-		out[i] = NotKnown
+		out[i] = transport.NotKnown
 		if !known {
 			continue
 		}
-		out[i] = NotYours
+		out[i] = transport.NotYours
 		for _, r := range rows {
 			for k := range r.Rcpts {
 				x := &r.Rcpts[k]
@@ -380,9 +358,9 @@ func (q *Queue) Ask(gateway mesh.NodeID, id transport.MessageID, keys []string) 
 				}
 				switch {
 				case x.State == Released && x.Node == gateway:
-					out[i] = ReleasedYou
+					out[i] = transport.ReleasedYou
 				case x.State == Waiting || x.State == Held || x.State == Aside:
-					out[i] = Undecided
+					out[i] = transport.Undecided
 				}
 			}
 		}
@@ -408,19 +386,19 @@ func (q *Queue) ofGate(id transport.MessageID) (rows map[legName]*row, known boo
 // Final records, at the origin, what a gateway reports of a recipient that was
 // released to it. From anybody else it is ignored. The gateway has made the
 // reports that are due. It returns when that is applied.
-func (q *Queue) Final(ctx context.Context, gateway mesh.NodeID, id transport.MessageID, key string, res transport.Result) error {
-	if !res.Outcome.Final() {
-		return fmt.Errorf("result %s is not final", res.Outcome)
+func (q *Queue) Final(ctx context.Context, gateway mesh.NodeID, f transport.FinalResult) error {
+	if !f.Result.Outcome.Final() {
+		return fmt.Errorf("result %s is not final", f.Result.Outcome)
 	}
-	rows, _, err := q.ofGate(id)
+	rows, _, err := q.ofGate(f.ID)
 	if err != nil {
 		return err
 	}
 	for n := range rows {
 		err := q.settle(ctx, n, func(_ time.Duration, r *row) (cs []change) {
 			for i := range r.Rcpts {
-				if x := &r.Rcpts[i]; x.State == Released && x.Node == gateway && x.R.Key() == key {
-					cs = append(cs, change{N: x.N, State: Done, Last: &res})
+				if x := &r.Rcpts[i]; x.State == Released && x.Node == gateway && x.R.Key() == f.Key {
+					cs = append(cs, change{N: x.N, State: Done, Last: &f.Result})
 				}
 			}
 			return cs

@@ -52,6 +52,8 @@ type Deps struct {
 	Route func(r *transport.Recipient) (dest transport.Destination, gone bool)
 	// Resolve routes a report to an address. No legs: nobody to tell.
 	Resolve func(env *transport.Envelope, address string) []Leg
+	// Domain returns the destination of an outside address at a gateway.
+	Domain func(address string) transport.Destination
 	// Member reports whether a node stands in the domain state.
 	Member func(mesh.NodeID) bool
 	// Decode reads the meta of a KindDeliver record (mailstore.DecodeDelivered).

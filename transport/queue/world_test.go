@@ -128,6 +128,9 @@ func (w *world) deps() Deps {
 			}
 			return []Leg{{Dest: local, Rcpts: []transport.Recipient{user(a)}}}
 		},
+		Domain: func(a string) transport.Destination {
+			return transport.Destination{Scope: transport.ScopeOutside, Domain: a[strings.LastIndexByte(a, '@')+1:]}
+		},
 		Member: func(n mesh.NodeID) bool { w.mu.Lock(); defer w.mu.Unlock(); return w.members[n] },
 		Decode: func(meta []byte) (d Delivered, err error) {
 			var m deliverMeta
