@@ -1,0 +1,182 @@
+package appliance
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"posthouse/appliance/clientca"
+	"posthouse/mesh"
+)
+
+// certificates is what the node shows to clients: from files that the admin
+// named, from the mesh's own authority, or self-signed until either is there.
+type certificates struct {
+	n         *Node
+	current   atomic.Pointer[tls.Certificate]
+	authority atomic.Pointer[clientca.Authority] // on the founder; nil elsewhere
+}
+
+func (c *certificates) path(name string) string { return filepath.Join(c.n.cfg.Data, name) }
+
+// open loads what is there.
+func (c *certificates) open() error {
+	n := c.n
+	if n.cfg.TLS.Certificate != "" {
+		pair, err := tls.LoadX509KeyPair(n.cfg.TLS.Certificate, n.cfg.TLS.Key)
+		if err != nil {
+			return fmt.Errorf("load the certificate for clients: %w", err)
+		}
+		c.current.Store(&pair)
+		return nil
+	}
+	if text, err := n.env.Files.Read(c.path("authority.pem")); err == nil {
+		a, err := clientca.Parse(text)
+		if err != nil {
+			return err
+		}
+		c.authority.Store(a)
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the authority: %w", err)
+	}
+	text, err := n.env.Files.Read(c.path("tls.pem"))
+	if err == nil {
+		pair, err := tls.X509KeyPair(text, text)
+		if err != nil {
+			return fmt.Errorf("load the certificate for clients: %w", err)
+		}
+		c.current.Store(&pair)
+		return nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the certificate for clients: %w", err)
+	}
+	own, err := clientca.SelfSigned(n.cfg.Host, time.Now(), n.env.Random)
+	if err != nil {
+		return err
+	}
+	c.current.Store(&own)
+	return nil
+}
+
+// config returns TLS settings that always show the certificate of now.
+func (c *certificates) config(protocols ...string) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }}
+}
+
+// configOf is config for callers that ask anew each time.
+func (c *certificates) configOf() func() *tls.Config {
+	t := c.config()
+	return func() *tls.Config { return t }
+}
+
+// found makes the authority of a new mesh.
+func (c *certificates) found(domain string, networks []netip.Prefix) error {
+	a, err := clientca.New([]string{domain}, networks, time.Now(), c.n.env.Random)
+	if err != nil {
+		return err
+	}
+	text, err := a.Marshal()
+	if err != nil {
+		return err
+	}
+	if err := c.n.env.Files.Write(c.path("authority.pem"), text, 0o600); err != nil {
+		return err
+	}
+	c.authority.Store(a)
+	return c.n.env.Files.Write(c.path("ca.pem"), a.Certificate(), 0o644)
+}
+
+// ca returns the authority's certificate that clients trust, PEM; nil if this
+// node has none.
+func (c *certificates) ca() []byte {
+	b, err := c.n.env.Files.Read(c.path("ca.pem"))
+	if err != nil {
+		return nil
+	}
+	return b
+}
+
+// names lists what this node's certificate should say.
+func (c *certificates) names() (hosts []string, addrs []netip.Addr) {
+	n := c.n
+	hosts = []string{n.cfg.Host}
+	if s := n.state.Settings().ClientName; s != "" && !slices.Contains(hosts, s) {
+		hosts = append(hosts, s)
+	}
+	if a, err := netip.ParseAddrPort(n.cfg.Listen.IMAPS); err == nil && a.Addr().IsLoopback() {
+		addrs = append(addrs, a.Addr()) // the demo: people reach it by address
+	}
+	return hosts, addrs
+}
+
+// due reports whether the node needs a (new) certificate from the authority.
+func (c *certificates) due() bool {
+	if c.n.cfg.TLS.Certificate != "" {
+		return false
+	}
+	leaf, err := x509.ParseCertificate(c.current.Load().Certificate[0])
+	if err != nil || leaf.Issuer.String() == leaf.Subject.String() || time.Until(leaf.NotAfter) < clientca.RenewBefore {
+		return true
+	}
+	hosts, _ := c.names()
+	for _, h := range hosts {
+		if leaf.VerifyHostname(h) != nil {
+			return true
+		}
+	}
+	return false
+}
+
+// sign issues a certificate for a member's request; only the founder can.
+func (c *certificates) sign(peer mesh.NodeID, csr []byte) ([]byte, error) {
+	a := c.authority.Load()
+	if a == nil {
+		return nil, errors.New("this node does not hold the authority")
+	}
+	x, ok := c.n.state.Node(peer)
+	if !ok || !x.Member() {
+		return nil, errors.New("not a member")
+	}
+	return a.Issue(csr, func(h string) bool { return h == x.Host || h == x.ClientName || h == c.n.state.Settings().ClientName }, time.Now(), c.n.env.Random)
+}
+
+// renew gets a certificate when one is due: signed here by the founder, asked
+// for elsewhere.
+func (c *certificates) renew(ctx context.Context, ask func(ctx context.Context, csr []byte) ([]byte, error)) error {
+	if !c.due() {
+		return nil
+	}
+	hosts, addrs := c.names()
+	csr, key, err := clientca.Request(hosts, addrs, c.n.env.Random)
+	if err != nil {
+		return err
+	}
+	var chain []byte
+	if c.authority.Load() != nil {
+		chain, err = c.sign(c.n.id, csr)
+	} else {
+		chain, err = ask(ctx, csr)
+	}
+	if err != nil {
+		return err
+	}
+	text := slices.Concat(chain, key)
+	pair, err := tls.X509KeyPair(text, text)
+	if err != nil {
+		return fmt.Errorf("the authority's answer: %w", err)
+	}
+	if err := c.n.env.Files.Write(c.path("tls.pem"), text, 0o600); err != nil {
+		return err
+	}
+	c.current.Store(&pair)
+	return nil
+}

@@ -1,0 +1,413 @@
+package appliance
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"posthouse/appliance/admin"
+	"posthouse/appliance/health"
+	"posthouse/mesh"
+	"posthouse/mesh/domain"
+	"posthouse/mesh/election"
+	"posthouse/transport/link"
+)
+
+// buildLink prepares the one UDP socket's endpoint.
+func (n *Node) buildLink(socket net.PacketConn) (err error) {
+	n.link, err = link.New(link.Config{}, link.Deps{
+		Conn: socket, Identity: n.key, Random: n.env.Random, Log: n.part("link"),
+		Facts: func() link.Facts {
+			f := link.Facts{BootCount: n.rec.get().Boots, LogEnd: n.journal.Applied()}
+			if ls := n.state.Lineages(); len(ls) > 0 {
+				f.Lineage = append(ls[len(ls)-1].ID[:], byte(ls[len(ls)-1].Generation))
+			}
+			return f
+		},
+		Learned: func(id mesh.NodeID, at netip.AddrPort) {
+			n.rec.change(func(r *record) {
+				next := map[mesh.NodeID]netip.AddrPort{id: at}
+				for k, v := range r.Learned {
+					if k != id {
+						next[k] = v
+					}
+				}
+				r.Learned = next
+			})
+		},
+	})
+	return err
+}
+
+// runMesh starts what makes this node part of a mesh. What needs membership
+// waits for it.
+func (n *Node) runMesh(g *group) error {
+	changed, homes := make(chan struct{}, 1), make(chan struct{}, 1)
+	poke := func(c chan struct{}) {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+	stopState := n.state.Watch(func(c domain.Change) {
+		poke(changed)
+		if c.Parts&(domain.Users|domain.Homes) != 0 {
+			poke(homes)
+		}
+		n.live.send()
+	})
+	stopLink := n.link.Watch(func(e link.Event) {
+		if e.Up {
+			n.queue.PeerUp(e.Peer)
+			n.relay.PeerUp(e.Peer)
+		}
+		poke(changed)
+	})
+	g.run("watchers", func(ctx context.Context) error { <-ctx.Done(); stopState(); stopLink(); return nil })
+	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })
+	g.run("mailboxes", func(ctx context.Context) error { return n.homes(ctx, homes) })
+	g.run("calls", n.answerCalls)
+	g.run("join door", n.keepDoor)
+	g.run("relay", n.serveRelay)
+	g.run("certificates", n.keepCertificate)
+	g.run("membership", n.membership)
+	if r := n.rec.get(); r.Member {
+		n.becomeMember()
+	} else if r.Intent.Target != "" {
+		n.setPhase(mesh.Joining)
+		n.startJoin(r.Intent)
+	}
+	return nil
+}
+
+// becomeMember lets the election start; harmless when it has.
+func (n *Node) becomeMember() {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if !n.member {
+		n.member = true
+		close(n.startup)
+	}
+}
+
+// membership takes part in the election, once the node is a member.
+func (n *Node) membership(ctx context.Context) error {
+	select {
+	case <-n.startup:
+	case <-ctx.Done():
+		return nil
+	}
+	storage, err := n.env.Election(filepath.Join(n.cfg.Data, "election"))
+	if err != nil {
+		return fmt.Errorf("open the election's files: %w", err)
+	}
+	l, err := n.link.Listen(serviceRaft)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	e, err := election.New(election.Config{Self: n.id, TakeBack: time.Duration(n.cfg.TakeBack)}, election.Deps{
+		Machine: n.state, Storage: storage, Network: raftNetwork{n, l}, Forward: forwarder{n}, Members: n.voters,
+		Reached: n.reached, Since: n.commandsSince, Rand: n.env.Random, Logger: n.part("election"),
+	})
+	if err != nil {
+		return err
+	}
+	stop := e.Watch(func(election.State) { n.refreshView() })
+	defer stop()
+	n.mu.Lock()
+	n.election = e
+	n.mu.Unlock()
+	n.setPhase(mesh.Serving)
+	report := newGroup(func(error) {})
+	defer report.stop()
+	report.run("version", n.reportVersion)
+	return e.Run(ctx)
+}
+
+// elected returns the election, nil before the node is a member.
+func (n *Node) elected() *election.Election {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.election
+}
+
+func (n *Node) voters() []election.Member {
+	var out []election.Member
+	for _, x := range n.state.Members() {
+		out = append(out, election.Member{ID: x.ID, Name: x.Name, Voter: x.Voter, Priority: x.Priority})
+	}
+	return out
+}
+
+// commandsSince lists the domain state's journal for the election.
+func (n *Node) commandsSince(index uint64) []election.Command {
+	entries, _ := n.state.CommandsSince(index)
+	out := make([]election.Command, 0, len(entries))
+	for _, e := range entries {
+		out = append(out, election.Command{Index: e.Index, ID: e.ID, At: e.At.Std(), Actor: e.Actor, Text: e.Text})
+	}
+	return out
+}
+
+func (n *Node) reached(id mesh.NodeID) bool {
+	for _, p := range n.link.Peers() {
+		if p.ID == id {
+			return p.Connected
+		}
+	}
+	return id == n.id
+}
+
+// proposeAs gives a command to the mesh and returns when it holds here.
+func (n *Node) proposeAs(ctx context.Context, actor string, body domain.Body) (domain.Result, error) {
+	e := n.elected()
+	if e == nil {
+		return domain.Result{}, &admin.Error{Kind: admin.Unavailable, Code: "mesh.fresh", Text: "This node belongs to no mesh yet.", Next: "Found one with posthouse init, or join one with posthouse join."}
+	}
+	c := domain.Command{ID: newID(), Actor: actor, Body: body}
+	b, err := e.Propose(ctx, c.Encode())
+	if err != nil {
+		var r *domain.Refusal
+		switch {
+		case errors.As(err, &r):
+			return r.Result, refused(err)
+		case ctx.Err() != nil:
+			return domain.Result{}, context.Cause(ctx)
+		}
+		return domain.Result{}, &admin.Error{Kind: admin.Unavailable, Code: "mesh.no-master", Text: sentence(err.Error()), Next: "Mail goes on; try the change again when the mesh has a master."}
+	}
+	r, err := domain.DecodeResult(b)
+	if err != nil {
+		return r, err
+	}
+	return r, refused(r.Err())
+}
+
+// stateAge is how long ago this node's copy of the domain state was last known
+// to be current.
+func (n *Node) stateAge() time.Duration {
+	e := n.elected()
+	if e == nil {
+		return time.Hour
+	}
+	s := e.State()
+	switch {
+	case s.Master == n.id:
+		return 0
+	case s.Contact.IsZero():
+		return time.Hour
+	}
+	return time.Since(s.Contact)
+}
+
+// keepPeers keeps the link's peers as the domain state has them.
+func (n *Node) keepPeers(ctx context.Context, changed <-chan struct{}) error {
+	last := ""
+	for {
+		again := n.setPeers(ctx)
+		n.refreshView()
+		if key := n.routeKey(); key != last {
+			last = key
+			n.queue.Reroute()
+			if e := n.elected(); e != nil {
+				e.Kick()
+			}
+		}
+		// Names of unreachable peers are looked up again; link dials by itself.
+		var timer <-chan time.Time
+		if again {
+			timer = time.After(30 * time.Second)
+		}
+		select {
+		case <-changed:
+		case <-timer:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// routeKey changes when mail may have to go another way.
+func (n *Node) routeKey() string {
+	var b bytes.Buffer
+	v := n.view.Load()
+	fmt.Fprintf(&b, "%x %d;", uint64(v.Master), v.Authority.Generation)
+	for _, m := range v.Members {
+		fmt.Fprintf(&b, "%x %v %v;", uint64(m.ID), m.Gateway, m.State)
+	}
+	for _, u := range n.state.Users() {
+		if u.HomeVersion > 1 {
+			fmt.Fprintf(&b, "%x %d;", u.Mailbox[:4], u.HomeVersion)
+		}
+	}
+	return b.String()
+}
+
+// setPeers hands the admitted nodes to the link. It reports whether some peer's
+// name has to be looked up again later.
+func (n *Node) setPeers(ctx context.Context) (again bool) {
+	rec := n.rec.get()
+	var peers []link.Peer
+	add := func(id mesh.NodeID, key mesh.KeyHash, addrs []string) {
+		p := link.Peer{ID: id, Key: key}
+		for _, a := range addrs {
+			found, named := n.lookUp(ctx, a)
+			p.Addrs = append(p.Addrs, found...)
+			again = again || named
+		}
+		if at, ok := rec.Learned[id]; ok {
+			p.Learned = []netip.AddrPort{at}
+		}
+		peers = append(peers, p)
+	}
+	if !n.state.Founded() {
+		for _, p := range rec.Peers {
+			add(p.ID, p.Key, p.Addresses)
+		}
+		n.link.SetPeers(n.id, peers)
+		return again
+	}
+	self, known := n.state.Node(n.id)
+	if known && !self.Member() {
+		n.link.SetPeers(n.id, nil)
+		n.setPhase(mesh.Left)
+		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: "Ask an admin of the mesh; to come back, remove its data folder and join anew."})
+		return false
+	}
+	for _, x := range n.state.Members() {
+		add(x.ID, x.Key, x.Addresses)
+	}
+	n.link.SetPeers(n.id, peers)
+	return again
+}
+
+// lookUp turns host:port into addresses; named says that a name was asked.
+func (n *Node) lookUp(ctx context.Context, hostport string) (addrs []netip.AddrPort, named bool) {
+	if a, err := netip.ParseAddrPort(hostport); err == nil {
+		return []netip.AddrPort{a}, false
+	}
+	host, port, err := net.SplitHostPort(hostport)
+	if err != nil {
+		return nil, false
+	}
+	p, err := strconv.ParseUint(port, 10, 16)
+	if err != nil {
+		return nil, false
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	found, err := n.env.Resolver.LookupNetIP(ctx, "ip", host)
+	if err != nil {
+		return nil, true
+	}
+	for _, a := range found {
+		addrs = append(addrs, netip.AddrPortFrom(a.Unmap(), uint16(p)))
+	}
+	return addrs, true
+}
+
+// refreshView publishes how this node sees the mesh.
+func (n *Node) refreshView() {
+	v := &mesh.View{Self: n.id}
+	var es election.State
+	if e := n.elected(); e != nil {
+		es = e.State()
+		v.Master, v.Authority = es.Master, es.Authority
+	}
+	linked := map[mesh.NodeID]link.PeerInfo{}
+	for _, p := range n.link.Peers() {
+		linked[p.ID] = p
+	}
+	old := n.view.Load()
+	for _, x := range n.state.Members() {
+		m := mesh.Member{ID: x.ID, Name: x.Name, Host: x.Host, Gateway: x.Gateway, Version: x.Version, Role: mesh.RoleMember}
+		switch p := linked[x.ID]; {
+		case x.ID == n.id:
+			m.State, m.Version = *n.phase.Load(), n.version
+		case p.Connected:
+			m.State, m.RTT = mesh.Serving, p.RTT
+		default:
+			m.State = mesh.Unreachable
+		}
+		switch {
+		case x.ID == es.Master:
+			m.Role = mesh.RoleMaster
+		case slices.Contains(es.Voters, x.ID):
+			m.Role = mesh.RoleVoter
+		}
+		m.Since = time.Now().UTC()
+		if was, ok := old.Member(x.ID); ok && was.State == m.State {
+			m.Since = was.Since
+		}
+		v.Members = append(v.Members, m)
+	}
+	n.view.Store(v)
+	n.live.send()
+}
+
+// reportVersion tells the mesh which version runs here, once it can.
+func (n *Node) reportVersion(ctx context.Context) error {
+	for {
+		if x, ok := n.state.Node(n.id); ok {
+			if x.Version == n.version && x.Level == domain.Level {
+				return nil
+			}
+			if _, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.ReportVersion{Node: n.id, Version: n.version, Level: domain.Level}); err == nil {
+				return nil
+			}
+		}
+		select {
+		case <-time.After(5 * time.Second):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// keepCertificate gets and renews what clients see.
+func (n *Node) keepCertificate(ctx context.Context) error {
+	select {
+	case <-n.startup:
+	case <-ctx.Done():
+		return nil
+	}
+	ask := func(ctx context.Context, csr []byte) ([]byte, error) {
+		err := errors.New("no member can be reached")
+		for _, m := range n.view.Load().Members {
+			if m.ID == n.id || m.State != mesh.Serving {
+				continue
+			}
+			var chain []byte
+			if chain, err = n.ask(ctx, m.ID, call{What: callSign, Body: csr}); err == nil {
+				return chain, nil
+			}
+		}
+		return nil, err
+	}
+	for {
+		wait := time.Hour
+		if n.state.Founded() {
+			if err := n.certs.renew(ctx, ask); err != nil {
+				wait = 3 * time.Second
+				n.board.Set(health.Condition{Name: "tls.certificate", Severity: health.Warning, Text: "Mail clients see no certificate of the mesh at this office yet.", Next: "It is signed as soon as the founding node can be reached."})
+			} else {
+				n.board.Clear("tls.certificate", "")
+			}
+		} else {
+			wait = 200 * time.Millisecond
+		}
+		select {
+		case <-time.After(wait):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}

@@ -1,0 +1,292 @@
+// Package appliance is one Posthouse node: it wires the engines of mesh,
+// transport and mailstore together, starts and stops them in order, and does
+// what people ask of a node (admin.Operations). It holds no protocol and no
+// rule of its own beyond that; a node is built from a configuration and an
+// Environment, so that the simulator runs the same node that ships.
+package appliance
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"posthouse/appliance/config"
+	"posthouse/appliance/health"
+	"posthouse/appliance/login"
+	"posthouse/appliance/web"
+	"posthouse/mailstore"
+	"posthouse/mailstore/journal"
+	"posthouse/mesh"
+	"posthouse/mesh/domain"
+	"posthouse/mesh/election"
+	"posthouse/mesh/identity"
+	"posthouse/transport/link"
+	"posthouse/transport/queue"
+	"posthouse/transport/relay"
+)
+
+// Node is one running Posthouse. Make it with New, then Run it once.
+type Node struct {
+	cfg     *config.Config
+	env     Environment
+	log     *slog.Logger
+	version string
+	began   time.Time
+
+	board *health.Board
+	live  broadcast
+	// stage says how far the start is, for /readyz; "" when the node is ready.
+	stage atomic.Pointer[string]
+	phase atomic.Pointer[mesh.State]
+
+	rec   *keeper
+	key   *identity.Key
+	id    mesh.NodeID
+	state *domain.Machine
+	check *login.Checker
+	dir   *directory
+	view  atomic.Pointer[mesh.View]
+
+	journal *journal.Journal
+	store   *mailstore.Store
+	queue   *queue.Queue
+	link    *link.Endpoint
+	relay   *relay.Relay
+	certs   *certificates
+	meshes  *group // of Run
+
+	mu       sync.Mutex // guards what follows
+	election *election.Election
+	progress []string // of a join
+	joinStop context.CancelFunc
+	member   bool
+	startup  chan struct{} // closed once the member part may start
+}
+
+// Limits of a stop: the whole of it stays below what systemd allows.
+const (
+	drainLimit = 20 * time.Second
+)
+
+// New prepares a node. It starts nothing and touches no disk.
+func New(cfg *config.Config, env Environment, version string) (*Node, error) {
+	check, err := login.NewChecker(env.Random)
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{})}
+	n.log = env.Logger.With("node", cfg.Name)
+	n.board = health.New(n.live.send)
+	n.setStage("the node is starting")
+	n.setPhase(mesh.Fresh)
+	n.view.Store(&mesh.View{})
+	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check}
+	return n, nil
+}
+
+func (n *Node) part(name string) *slog.Logger { return n.log.With("part", name) }
+
+func (n *Node) setStage(s string) { n.stage.Store(&s); n.live.send() }
+
+func (n *Node) setPhase(s mesh.State) { n.phase.Store(&s); n.live.send() }
+
+// ready returns nil when the node takes mail.
+func (n *Node) ready() error {
+	if s := *n.stage.Load(); s != "" {
+		return errors.New(s)
+	}
+	return nil
+}
+
+// part is a group of goroutines that is stopped as one.
+type group struct {
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+	wg     sync.WaitGroup
+	fail   func(error)
+}
+
+func newGroup(fail func(error)) *group {
+	g := &group{fail: fail}
+	g.ctx, g.cancel = context.WithCancelCause(context.Background())
+	return g
+}
+
+// run starts f; an error of it before the group is stopped ends the node.
+func (g *group) run(what string, f func(context.Context) error) {
+	g.wg.Go(func() {
+		if err := f(g.ctx); err != nil && g.ctx.Err() == nil {
+			g.fail(fmt.Errorf("%s: %w", what, err))
+		}
+	})
+}
+
+var errStopping = errors.New("the node is stopping")
+
+// stop ends the group and waits for it.
+func (g *group) stop() {
+	g.cancel(errStopping)
+	g.wg.Wait()
+}
+
+// Run serves until ctx ends, then stops in the reverse order of its start. It
+// returns nil after a stop that was asked for. Nothing of the node runs when it
+// returns.
+//
+// Order of the start: pages first, so that a node which cannot start still
+// explains itself; then the store (which repairs itself), the link, the mesh,
+// the queue, and the doors for mail last.
+func (n *Node) Run(ctx context.Context) (err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	fail := func(err error) { cancel(err) }
+	n.began = time.Now()
+
+	data := n.cfg.Data
+	if err := n.env.Files.MkdirAll(data); err != nil {
+		return fmt.Errorf("make data folder: %w", err)
+	}
+	if n.rec, err = openRecord(n.env.Files, data, n.env.Random); err != nil {
+		return err
+	}
+	n.id = n.rec.get().Node
+	n.certs = &certificates{n: n}
+	if err := n.certs.open(); err != nil {
+		return err
+	}
+	pages := newGroup(fail)
+	defer pages.stop()
+	if err := n.servePages(pages); err != nil {
+		return err
+	}
+	created := false
+	if n.key, created, err = identity.LoadOrCreate(filepath.Join(data, "node.key"), n.env.Random); err != nil {
+		return err
+	}
+	if created && n.rec.get().Member {
+		return errors.New("the node's key is gone but its record says that it is a member: restore node.key from a backup, or remove the data folder and join anew")
+	}
+
+	n.setStage("the store is being opened")
+	if err := n.openStore(ctx); err != nil {
+		return err
+	}
+	defer n.closeStore()
+
+	socket, err := n.env.Packet(n.cfg.Listen.Mesh)
+	if err != nil {
+		return fmt.Errorf("open the mesh port: %w", err)
+	}
+	defer socket.Close()
+	if err := n.buildLink(socket); err != nil {
+		return err
+	}
+	links := newGroup(fail)
+	defer links.stop()
+	links.run("link", n.link.Run)
+	n.buildRelay()
+
+	n.meshes = newGroup(fail)
+	defer n.meshes.stop()
+	if err := n.runMesh(n.meshes); err != nil {
+		return err
+	}
+
+	carriers := newGroup(fail)
+	defer carriers.stop()
+	carriers.run("queue", n.queue.Run)
+	carriers.run("relay", n.relay.Run)
+
+	doors := newGroup(fail)
+	drain, err := n.openDoors(doors)
+	defer func() {
+		drain()
+		doors.stop()
+	}()
+	if err != nil {
+		return err
+	}
+	n.setStage("")
+	n.log.Info("ready", "version", n.version, "after", time.Since(n.began).Round(time.Millisecond).String(), "node_id", n.id.String())
+
+	select {
+	case <-ctx.Done():
+		err = context.Cause(ctx)
+	case <-n.journal.Done():
+		err = fmt.Errorf("the store stopped: %w", n.journal.Err())
+	}
+	n.setStage("the node is stopping")
+	n.setPhase(mesh.Draining)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	n.log.Error("node fails", "err", err)
+	return err
+}
+
+// servePages opens the control socket and the HTTPS port.
+func (n *Node) servePages(g *group) error {
+	server, err := web.New(web.Deps{Ops: n, Login: n.adminLogin, Ready: n.ready, Metrics: n.metrics(), Version: n.version, Log: n.part("web")})
+	if err != nil {
+		return err
+	}
+	control, err := n.env.Listen(g.ctx, "unix", n.cfg.ControlSocket)
+	if err != nil {
+		return fmt.Errorf("open the control socket: %w", err)
+	}
+	serve := func(l net.Listener, h http.Handler) {
+		s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
+			ErrorLog: slog.NewLogLogger(n.part("web").Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return g.ctx }}
+		g.run("pages", func(ctx context.Context) error {
+			stop := context.AfterFunc(ctx, func() { s.Close() })
+			defer stop()
+			if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+				return err
+			}
+			return nil
+		})
+	}
+	serve(control, server.Control())
+	if n.cfg.Listen.HTTPS == config.Off {
+		return nil
+	}
+	l, err := n.env.Listen(g.ctx, "tcp", n.cfg.Listen.HTTPS)
+	if err != nil {
+		return fmt.Errorf("open the HTTPS port: %w", err)
+	}
+	serve(tls.NewListener(l, n.certs.config("h2", "http/1.1")), server.Public())
+	return nil
+}
+
+// broadcast tells several waiters that something changed.
+type broadcast struct {
+	mu sync.Mutex
+	ch chan struct{}
+}
+
+func (b *broadcast) send() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch != nil {
+		close(b.ch)
+		b.ch = nil
+	}
+}
+
+// wait returns a channel that is closed at the next change.
+func (b *broadcast) wait() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.ch == nil {
+		b.ch = make(chan struct{})
+	}
+	return b.ch
+}

@@ -1,0 +1,84 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"net"
+
+	"posthouse/mailstore"
+	"posthouse/mailstore/log"
+	"posthouse/mailstore/mime"
+	"posthouse/mesh"
+	"posthouse/transport"
+	"posthouse/transport/link"
+	"posthouse/transport/relay"
+	"posthouse/transport/route"
+)
+
+// buildRelay makes both ends of the relay between nodes.
+func (n *Node) buildRelay() {
+	n.relay = relay.New(relay.Deps{
+		Self: n.id,
+		Dial: func(ctx context.Context, to mesh.NodeID, service string) (net.Conn, error) {
+			return n.link.Dial(ctx, to, service, link.Bulk)
+		},
+		Name:     n.nodeName,
+		Member:   func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
+		Gateways: func() []mesh.NodeID { return route.Gateways(n.view.Load(), n.rank) },
+		IsGateway: func() bool {
+			x, ok := n.state.Node(n.id)
+			return ok && x.Member() && x.Gateway
+		},
+		Home: relayHome{n}, Gateway: n.queue, Origin: n.queue, NewDraft: n.journal.NewDraft, Logger: n.part("relay"),
+	})
+}
+
+// rank orders gateways: the highest priority first.
+func (n *Node) rank(id mesh.NodeID) int {
+	if x, ok := n.state.Node(id); ok {
+		return -x.Priority
+	}
+	return 0
+}
+
+// serveRelay answers the other nodes' relay streams.
+func (n *Node) serveRelay(ctx context.Context) error {
+	l, err := n.link.Listen(relay.Service)
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	g := newGroup(func(error) {})
+	defer g.stop()
+	for {
+		c, err := l.Accept(ctx)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, link.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		g.run("relay stream", func(ctx context.Context) error {
+			if err := n.relay.Serve(ctx, c.Peer(), c); err != nil {
+				n.part("relay").Debug("stream ended", "peer", n.nodeName(c.Peer()), "err", err)
+			}
+			return nil
+		})
+	}
+}
+
+// relayHome implements relay.Home on the mailstore.
+type relayHome struct{ n *Node }
+
+func (h relayHome) Deliver(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure) ([]transport.Result, error) {
+	if err := h.n.journal.Admit(ctx, body.Size()); err != nil {
+		return nil, err
+	}
+	p, err := homeStore(h).StartDelivery(ctx, &mailstore.Delivery{Envelope: env, Rcpts: rcpts, Draft: body, Structure: s})
+	if err != nil {
+		return nil, err
+	}
+	return p.Synced(ctx)
+}
+
+func (h relayHome) Where(m mesh.MailboxID) (mesh.NodeID, uint64, bool) { return h.n.state.Home(m) }

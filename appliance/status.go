@@ -1,0 +1,339 @@
+package appliance
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"posthouse/appliance/admin"
+	"posthouse/appliance/health"
+	"posthouse/mesh"
+	"posthouse/transport"
+	"posthouse/transport/link"
+	"posthouse/transport/queue"
+)
+
+// Status implements admin.Operations.
+func (n *Node) Status(context.Context) (admin.Status, error) {
+	s := admin.Status{Node: n.cfg.Name, Host: n.cfg.Host, State: string(*n.phase.Load()), Version: n.version, AsOf: time.Now().UTC(), Uptime: int64(time.Since(n.began).Seconds())}
+	if ds := n.state.LocalDomains(); len(ds) > 0 {
+		s.Domain = ds[0].Name
+	} else if n.rec != nil {
+		s.Domain = n.rec.get().Domain
+	}
+	n.mu.Lock()
+	s.JoinProgress = slices.Clone(n.progress)
+	n.mu.Unlock()
+	if err := n.ready(); err != nil {
+		s.Conditions = n.board.Conditions()
+		s.Health = admin.Health{Sentence: sentence(err.Error())}
+		s.Members = []admin.Member{}
+		return s, nil
+	}
+	n.showStore()
+	n.refreshView()
+	v := n.view.Load()
+	s.Term, s.Generation = v.Authority.Term, v.Authority.Generation
+	if v.Master != 0 {
+		s.Master = n.nodeName(v.Master)
+	}
+	s.AppliedIndex, _ = n.state.Applied()
+	h := n.state.Hash()
+	s.StateHash = hex.EncodeToString(h[:8])
+	rows, err := n.queue.List()
+	if err != nil {
+		return s, err
+	}
+	waiting := map[mesh.NodeID]queue.DestRow{}
+	for _, r := range rows {
+		s.QueueHeld += r.Held + r.Aside
+		switch r.Key.Scope {
+		case transport.ScopeNode:
+			waiting[r.Key.Node] = r
+		case transport.ScopeLocal:
+			waiting[n.id] = r
+		default:
+			s.QueueOutside += r.Waiting + r.Kept
+		}
+	}
+	paths := map[mesh.NodeID]link.PeerInfo{}
+	for _, p := range n.link.Peers() {
+		paths[p.ID] = p
+	}
+	s.Members = []admin.Member{}
+	for _, m := range v.Members {
+		q := waiting[m.ID]
+		x := admin.Member{Name: m.Name, ID: m.ID.String(), Host: m.Host, State: string(m.State), Role: string(m.Role), Gateway: m.Gateway, Version: m.Version,
+			RTT: float64(m.RTT.Microseconds()) / 1000, Path: "none", Queue: q.Waiting, Oldest: int64(q.Oldest.Seconds()), Since: m.Since}
+		if d, ok := n.state.Node(m.ID); ok {
+			x.Priority = d.Priority
+		}
+		switch p := paths[m.ID]; {
+		case m.ID == n.id:
+			x.Path = "self"
+		case p.Connected:
+			x.Path = "direct"
+		case p.Via != 0:
+			x.Path = "via " + n.nodeName(p.Via)
+		}
+		s.Members = append(s.Members, x)
+	}
+	s.Conditions = append(n.board.Conditions(), n.meshConditions(&s)...)
+	slices.SortStableFunc(s.Conditions, func(a, b health.Condition) int { return int(b.Severity) - int(a.Severity) })
+	s.Health.OK, s.Health.Sentence = health.Sum(s.Conditions)
+	return s, nil
+}
+
+// meshConditions are what is wrong in the mesh at this moment, as this node
+// sees it.
+func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
+	add := func(c health.Condition) {
+		c.Level = c.Severity.String()
+		out = append(out, c)
+	}
+	switch *n.phase.Load() {
+	case mesh.Fresh:
+		add(health.Condition{Name: "mesh.fresh", Severity: health.Problem, Since: n.began.UTC(), Text: "This node belongs to no mesh yet, so it takes no mail.", Next: "posthouse init founds one, posthouse join brings the node into one."})
+		return out
+	case mesh.Joining:
+		return out // the join's own condition says why
+	}
+	for _, m := range s.Members {
+		if m.State != string(mesh.Unreachable) {
+			continue
+		}
+		text := fmt.Sprintf("%s has been cut off for %s", m.Name, spoken(time.Since(m.Since)))
+		if m.Queue > 0 {
+			text += fmt.Sprintf("; %d recipients' mail waits here for it", m.Queue)
+		}
+		if strings.HasPrefix(m.Path, "via ") {
+			text = fmt.Sprintf("The line to %s is cut; mail goes %s", m.Name, m.Path)
+		}
+		add(health.Condition{Name: "node.unreachable", About: m.Name, Severity: health.Warning, Since: m.Since, Text: text + ".", Next: "Check the office's line; mail leaves by itself when it is back."})
+	}
+	e := n.elected()
+	if e == nil {
+		return out
+	}
+	es := e.State()
+	switch {
+	case es.Stopped != "":
+		add(health.Condition{Name: "mesh.frozen", Severity: health.Problem, Since: s.AsOf, Text: sentence("this node's copy of the domain state is frozen: " + es.Stopped), Next: "Mail goes on."})
+	case es.Rival.Generation != 0:
+		add(health.Condition{Name: "mesh.rival", Severity: health.Problem, Since: s.AsOf, Text: "Two halves of the mesh were promoted apart; neither can change the domain state.", Next: "Decide for one: posthouse mesh promote --yes on a node of it."})
+	case es.Master == 0:
+		add(health.Condition{Name: "mesh.no-master", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("There is no master: %d of %d nodes that vote can be reached, %d are needed. Mail inside goes on; the domain cannot be changed, and Internet mail may wait.", es.Reached, len(es.Voters), es.Needs),
+			Next: "If the others are lost for good: posthouse mesh promote."})
+	}
+	if len(es.Forked) > 0 {
+		add(health.Condition{Name: "mesh.forked", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", len(es.Forked)), Next: "See posthouse mesh forked, and make again what is still wanted."})
+	}
+	return out
+}
+
+// spoken prints a duration as a person says it.
+func spoken(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(d.Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}
+
+// Watch implements admin.Operations. RTTs and ages change all the time: they
+// are sent again every two seconds while somebody looks.
+func (n *Node) Watch(ctx context.Context, f func(admin.Status) bool) error {
+	for {
+		changed := n.live.wait()
+		s, err := n.Status(ctx)
+		if err != nil {
+			return err
+		}
+		if !f(s) {
+			return nil
+		}
+		select {
+		case <-changed: // let what belongs together come together
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+		case <-time.After(2 * time.Second):
+		case <-ctx.Done():
+		}
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// queued calls f with what waits here, destination by destination in order,
+// until it returns false; at most 10,000 legs.
+func (n *Node) queued(ctx context.Context, f func(queue.DestRow, queue.LegRow) bool) error {
+	rows, err := n.queue.List()
+	if err != nil {
+		return err
+	}
+	left := 10_000
+	for _, d := range rows {
+		if left <= 0 {
+			return nil
+		}
+		legs, err := n.queue.Legs(ctx, d.Key, 0, left)
+		if err != nil {
+			return err
+		}
+		left -= len(legs)
+		for _, l := range legs {
+			if !f(d, l) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// Queue implements admin.Operations.
+func (n *Node) Queue(ctx context.Context) ([]admin.QueueEntry, error) {
+	out := []admin.QueueEntry{}
+	err := n.queued(ctx, func(d queue.DestRow, l queue.LegRow) bool {
+		out = append(out, n.queueEntry(d, l))
+		return true
+	})
+	return out, err
+}
+
+func (n *Node) destName(d transport.Destination) string {
+	if d.Scope == transport.ScopeNode {
+		return n.nodeName(d.Node)
+	}
+	return d.String()
+}
+
+func (n *Node) queueEntry(d queue.DestRow, l queue.LegRow) admin.QueueEntry {
+	e := admin.QueueEntry{ID: l.Queue.String(), From: l.From, Destination: n.destName(d.Key), Size: l.Size, Accepted: l.Accepted}
+	for _, r := range l.Recipients {
+		e.Attempts = max(e.Attempts, r.Attempts)
+		e.Recipients = append(e.Recipients, admin.QueueRcpt{Address: r.Address, State: r.State.String(), Said: r.Error})
+		switch r.State {
+		case queue.Held:
+			e.Held = "by an admin"
+		case queue.Aside:
+			e.Held = "undeliverable"
+		case queue.Waiting:
+			if wait := max(r.RetryIn, d.RetryIn); d.Key.Scope == transport.ScopeOutside && wait > 0 {
+				t := time.Now().Add(wait).UTC()
+				e.Next = &t
+			}
+		}
+	}
+	return e
+}
+
+// eachQueued does f for every message that an action names.
+func (n *Node) eachQueued(ctx context.Context, a admin.QueueAction, f func(queue.ID) (int, error)) (int, error) {
+	var ids []queue.ID
+	err := n.queued(ctx, func(d queue.DestRow, l queue.LegRow) bool {
+		named := a.All || a.ID == l.Queue.String() || a.ID == "" && a.Destination == n.destName(d.Key)
+		if named && !slices.Contains(ids, l.Queue) {
+			ids = append(ids, l.Queue)
+		}
+		return true
+	})
+	if err != nil {
+		return 0, err
+	}
+	if len(ids) == 0 && a.ID != "" {
+		return 0, admin.Errorf(admin.NotFound, "queue.unknown", "No message %s waits here.", a.ID)
+	}
+	total := 0
+	for _, id := range ids {
+		k, err := f(id)
+		total += k
+		if err != nil {
+			return total, err
+		}
+	}
+	return total, nil
+}
+
+// QueueRetry implements admin.Operations.
+func (n *Node) QueueRetry(ctx context.Context, a admin.QueueAction) (int, error) {
+	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Retry(ctx, id) })
+}
+
+// QueueHold implements admin.Operations.
+func (n *Node) QueueHold(ctx context.Context, a admin.QueueAction) (int, error) {
+	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Hold(ctx, id) })
+}
+
+// QueueRelease implements admin.Operations.
+func (n *Node) QueueRelease(ctx context.Context, a admin.QueueAction) (int, error) {
+	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Unhold(ctx, id) })
+}
+
+// QueueDelete implements admin.Operations.
+func (n *Node) QueueDelete(ctx context.Context, a admin.QueueAction) (int, error) {
+	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Delete(ctx, id) })
+}
+
+// gauges are the node's own metrics; each is read when it is asked for.
+func (n *Node) metrics() prometheus.Gatherer {
+	r := prometheus.NewRegistry()
+	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.MustRegister(&statusCollector{n: n,
+		waiting: prometheus.NewDesc("posthouse_queue_recipients", "Recipients that wait on this node, by destination.", []string{"destination"}, nil),
+		up:      prometheus.NewDesc("posthouse_member_up", "Whether a node of the mesh can be reached from here.", []string{"member"}, nil),
+		rtt:     prometheus.NewDesc("posthouse_member_rtt_seconds", "Smoothed round-trip time to a node.", []string{"member"}, nil),
+		term:    prometheus.NewDesc("posthouse_term", "Term of the election.", nil, nil),
+		master:  prometheus.NewDesc("posthouse_master", "Whether this node is the master.", nil, nil),
+		ok:      prometheus.NewDesc("posthouse_healthy", "Whether the sentence of health is a good one.", nil, nil),
+	})
+	return r
+}
+
+type statusCollector struct {
+	n                                  *Node
+	waiting, up, rtt, term, master, ok *prometheus.Desc
+}
+
+func (c *statusCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{c.waiting, c.up, c.rtt, c.term, c.master, c.ok} {
+		ch <- d
+	}
+}
+
+func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
+	s, err := c.n.Status(context.Background())
+	if err != nil {
+		return
+	}
+	num := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, m := range s.Members {
+		gauge(c.waiting, float64(m.Queue), m.Name)
+		gauge(c.up, num(m.State == string(mesh.Serving)), m.Name)
+		gauge(c.rtt, m.RTT/1000, m.Name)
+	}
+	gauge(c.waiting, float64(s.QueueOutside), "outside")
+	gauge(c.term, float64(s.Term))
+	gauge(c.master, num(s.Master == s.Node && s.Master != ""))
+	gauge(c.ok, num(s.Health.OK))
+}

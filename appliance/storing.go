@@ -1,0 +1,140 @@
+package appliance
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"posthouse/appliance/health"
+	"posthouse/mailstore"
+	"posthouse/mailstore/journal"
+	"posthouse/mailstore/log"
+	"posthouse/mesh"
+	"posthouse/transport/queue"
+)
+
+// openStore opens log and view, registers the engines that keep things, and
+// brings the view up to the log.
+func (n *Node) openStore(ctx context.Context) (err error) {
+	view := n.env.View
+	view.Dir = filepath.Join(n.cfg.Data, "view")
+	n.journal, err = journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(n.cfg.Data, "log"), FS: n.env.Disk}, View: view, Logger: n.part("store")})
+	if err != nil {
+		return fmt.Errorf("open the store: %w", err)
+	}
+	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota})
+	n.queue = queue.New(n.journal, queueDeps(queue.Deps{
+		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Resolve: n.dir.resolveReport,
+		Member: func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
+		Host:   func() string { return n.cfg.Host }, Postmaster: n.postmaster,
+		Finals: func(origin mesh.NodeID) { n.relay.Finals(origin) }, Event: n.mailLog, Rand: n.env.Random, Logger: n.part("queue"),
+	}))
+	if err := n.journal.Start(ctx); err != nil {
+		n.journal.Close()
+		return fmt.Errorf("open the store: %w", err)
+	}
+	n.showStore()
+	return nil
+}
+
+func (n *Node) closeStore() {
+	n.store.Close()
+	if err := n.journal.Close(); err != nil {
+		n.log.Error("close the store", "err", err)
+	}
+}
+
+// storeTexts says for each condition of the store how grave it is and what to do.
+var storeTexts = map[string]struct {
+	severity health.Severity
+	next     string
+}{
+	journal.CondNoSpace:     {health.Problem, "Make room on the disk; mail is taken again by itself."},
+	journal.CondDamaged:     {health.Problem, "Restore the named file from a backup, then: posthouse store rebuild."},
+	journal.CondLogLostEnd:  {health.Problem, "Check the disk; clients will download their mail again."},
+	journal.CondViewDamaged: {health.Warning, "Check the disk; the index is rebuilt at the next start."},
+	journal.CondViewOld:     {health.Notice, ""},
+	journal.CondViewRebuilt: {health.Notice, ""},
+	journal.CondStopped:     {health.Problem, "Check the disk; the node starts again by itself."},
+}
+
+// showStore puts the store's conditions on the board.
+func (n *Node) showStore() {
+	now := map[string]bool{}
+	for _, c := range n.journal.Conditions() {
+		now[c.Name] = true
+		t := storeTexts[c.Name]
+		if t.severity == 0 {
+			t.severity = health.Warning
+		}
+		n.board.Set(health.Condition{Name: c.Name, Severity: t.severity, Text: sentence(c.Text), Next: t.next, Since: c.Since.UTC()})
+	}
+	for name := range storeTexts {
+		if !now[name] {
+			n.board.Clear(name, "")
+		}
+	}
+}
+
+// quota is the limit of a mailbox in bytes; 0 for none.
+func (n *Node) quota(m mesh.MailboxID) int64 {
+	if u, ok := n.state.UserByMailbox(m); ok && u.Quota > 0 {
+		return u.Quota
+	}
+	return n.state.Settings().Quota
+}
+
+// postmaster is the address that reports come from.
+func (n *Node) postmaster() string {
+	if ds := n.state.LocalDomains(); len(ds) > 0 {
+		return "postmaster@" + ds[0].Name
+	}
+	return "postmaster@" + n.cfg.Host
+}
+
+// mailLog writes one line for each thing that happens to a message.
+func (n *Node) mailLog(e queue.Event) {
+	n.log.Info(e.What, "part", "mail", "msg_id", e.ID.String(), "queue", e.Queue.String(), "dest", e.Dest.String(), "rcpt", e.Recipient,
+		"code", e.Result.Code, "text", e.Result.Text, "by", e.Result.By, "waited", e.Waited.Round(time.Millisecond).String())
+}
+
+// home makes the mailbox of a user who lives here, if it is not there yet. It
+// returns false for a mailbox that lives elsewhere.
+func (n *Node) home(ctx context.Context, m mesh.MailboxID) (bool, error) {
+	if n.store.Has(m) {
+		home, _, known := n.state.Home(m)
+		return !known || home == n.id, nil
+	}
+	if home, _, known := n.state.Home(m); !known || home != n.id {
+		return false, nil
+	}
+	return true, n.store.Create(ctx, m)
+}
+
+// makeMailboxes makes the mailboxes of all users who live here.
+func (n *Node) makeMailboxes(ctx context.Context) {
+	for _, u := range n.state.Users() {
+		if u.Home != n.id || n.store.Has(u.Mailbox) {
+			continue
+		}
+		if _, err := n.home(ctx, u.Mailbox); err != nil {
+			if ctx.Err() == nil {
+				n.log.Warn("make mailbox", "mailbox", u.Mailbox.String(), "err", err)
+			}
+			return
+		}
+	}
+}
+
+// homes makes mailboxes whenever the domain state says that somebody lives here.
+func (n *Node) homes(ctx context.Context, changed <-chan struct{}) error {
+	for {
+		n.makeMailboxes(ctx)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
