@@ -100,19 +100,19 @@ func (b *Board) Conditions() []Condition {
 }
 
 // Sentence sums the board up. ok is false when somebody cannot do something.
-func (b *Board) Sentence() (ok bool, sentence string) {
-	cs := b.Conditions()
-	switch {
-	case len(cs) == 0 || cs[0].Severity == Notice:
+func (b *Board) Sentence() (ok bool, sentence string) { return Sum(b.Conditions()) }
+
+// Sum makes one sentence, or a few, of conditions that are sorted as
+// Conditions sorts them. ok is false when somebody cannot do something.
+func Sum(cs []Condition) (ok bool, sentence string) {
+	if len(cs) == 0 || cs[0].Severity == Notice {
 		return true, "All mail is flowing."
-	case len(cs) == 1:
-		return cs[0].Severity < Problem, cs[0].Text
 	}
-	var more []string
-	for _, c := range cs[1:min(len(cs), 3)] {
+	var said []string
+	for _, c := range cs[:min(len(cs), 3)] {
 		if c.Severity > Notice {
-			more = append(more, c.Text)
+			said = append(said, c.Text)
 		}
 	}
-	return cs[0].Severity < Problem, strings.Join(append([]string{cs[0].Text}, more...), " ")
+	return cs[0].Severity < Problem, strings.Join(said, " ")
 }

@@ -1,0 +1,113 @@
+package command
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+
+	"posthouse/appliance"
+	"posthouse/appliance/admin"
+	"posthouse/appliance/config"
+)
+
+func (a *app) serve() *cobra.Command {
+	return &cobra.Command{Use: "serve", Short: "Run the node",
+		Long: `Runs this node until it is told to stop (SIGTERM): it then refuses new sessions,
+lets those in hand finish, hands leadership over, and ends. It logs one JSON
+line an event to standard error.`,
+		Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+			cfg, err := config.Load(a.config)
+			if err != nil {
+				return err
+			}
+			var level slog.Level
+			if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
+				return &ExitError{exConfig, err}
+			}
+			logger := slog.New(slog.NewJSONHandler(a.Err, &slog.HandlerOptions{Level: level}))
+			if err := os.MkdirAll(filepath.Dir(cfg.ControlSocket), 0o755); err != nil {
+				return &ExitError{exCantCreate, fmt.Errorf("make folder of the control socket: %w", err)}
+			}
+			// A socket that a killed node left is in the way of the next one; the
+			// lock on the data folder keeps two nodes apart.
+			if err := os.Remove(cfg.ControlSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
+				return &ExitError{exCantCreate, fmt.Errorf("remove the old control socket: %w", err)}
+			}
+			n, err := appliance.New(cfg, appliance.Real(cfg.Resolver, logger), a.version)
+			if err != nil {
+				return err
+			}
+			return n.Run(c.Context())
+		}}
+}
+
+func (a *app) store() *cobra.Command {
+	c := &cobra.Command{Use: "store", Short: "The message store on disk, while the node is stopped"}
+	var data string
+	folder := func() (string, error) {
+		if data != "" {
+			return data, nil
+		}
+		cfg, err := config.Load(a.config)
+		if err != nil {
+			return "", err
+		}
+		return cfg.Data, nil
+	}
+	flags := func(c *cobra.Command) *cobra.Command {
+		c.Flags().StringVar(&data, "data", "", "the node's data folder (default from the configuration)")
+		return c
+	}
+	verify := a.listing(flags(&cobra.Command{Use: "verify", Short: "Read everything and name what is damaged", Long: `Reads every byte of the message log with its checksums, and names file and offset
+of each damage. Exit code 1 when there is any.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		dir, err := folder()
+		if err != nil {
+			return err
+		}
+		r, err := appliance.VerifyStore(c.Context(), dir)
+		if err != nil {
+			return err
+		}
+		if a.json {
+			if err := a.print(r, "", nil); err != nil {
+				return err
+			}
+		} else {
+			for _, d := range r.Damage {
+				fmt.Fprintln(a.Out, printable(d))
+			}
+			fmt.Fprintf(a.Out, "%d segments, %d records, %d bytes read; %d damaged places.\n", r.Segments, r.Records, r.Bytes, len(r.Damage))
+		}
+		if len(r.Damage) > 0 {
+			return &ExitError{1, errors.New("the store is damaged; restore the named files from a backup")}
+		}
+		return nil
+	}}))
+	rebuild := flags(&cobra.Command{Use: "rebuild", Short: "Make the index anew from the message log", Long: `Makes the index anew from the message log: the same mailboxes, UIDs, flags and
+expunges; nothing is sent again. The old index is kept aside. Stop the node
+first.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		dir, err := folder()
+		if err != nil {
+			return err
+		}
+		n, err := appliance.RebuildStore(c.Context(), dir, func(done, total uint64) {
+			fmt.Fprintf(a.Err, "\r%d of %d records", done, total)
+		})
+		fmt.Fprintln(a.Err)
+		if err != nil {
+			var e *admin.Error
+			if errors.As(err, &e) {
+				return err
+			}
+			return &ExitError{exIOErr, err}
+		}
+		fmt.Fprintf(a.Out, "The index is made anew from %d records.\n", n)
+		return nil
+	}})
+	c.AddCommand(verify, rebuild)
+	return c
+}
