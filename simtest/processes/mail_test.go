@@ -1,7 +1,6 @@
 package processes
 
 import (
-	"fmt"
 	"os"
 	"sync"
 	"testing"
@@ -21,13 +20,11 @@ func TestMain(m *testing.M) {
 func settle(t *testing.T, m *Mesh, l *Ledger, limit time.Duration) time.Duration {
 	t.Helper()
 	s := m.State()
-	var last string
 	took := m.WaitFor("all mail is delivered", limit, func() bool {
-		last = ""
 		for _, u := range s.Users {
 			there, err := m.Inbox(u)
 			if err != nil {
-				last = fmt.Sprintf("%s: %v", u.Address, err)
+				t.Logf("%s: %v", u.Address, err)
 				return false
 			}
 			missing, doubled := l.Missing(u.Address, there)
@@ -35,7 +32,6 @@ func settle(t *testing.T, m *Mesh, l *Ledger, limit time.Duration) time.Duration
 				t.Fatalf("%s has these twice: %v", u.Address, doubled)
 			}
 			if len(missing) > 0 {
-				last = fmt.Sprintf("%s misses %d", u.Address, len(missing))
 				return false
 			}
 		}
