@@ -21,6 +21,7 @@ import (
 	"posthouse/appliance/config"
 	"posthouse/appliance/health"
 	"posthouse/appliance/login"
+	"posthouse/appliance/metrics"
 	"posthouse/appliance/web"
 	"posthouse/mailstore"
 	"posthouse/mailstore/journal"
@@ -234,7 +235,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 // servePages opens the control socket and the HTTPS port.
 func (n *Node) servePages(g *group) error {
-	server, err := web.New(web.Deps{Ops: n, Login: n.adminLogin, Ready: n.ready, Metrics: n.metrics(), Version: n.version, Log: n.part("web")})
+	server, err := web.New(web.Deps{Ops: n, Login: n.adminLogin, Ready: n.ready, Metrics: metrics.New(n.Status), Version: n.version, Log: n.part("web")})
 	if err != nil {
 		return err
 	}

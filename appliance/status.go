@@ -8,9 +8,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-	"github.com/prometheus/client_golang/prometheus/collectors"
-
 	"posthouse/appliance/admin"
 	"posthouse/appliance/health"
 	"posthouse/mesh"
@@ -285,55 +282,4 @@ func (n *Node) QueueRelease(ctx context.Context, a admin.QueueAction) (int, erro
 // QueueDelete implements admin.Operations.
 func (n *Node) QueueDelete(ctx context.Context, a admin.QueueAction) (int, error) {
 	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Delete(ctx, id) })
-}
-
-// gauges are the node's own metrics; each is read when it is asked for.
-func (n *Node) metrics() prometheus.Gatherer {
-	r := prometheus.NewRegistry()
-	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	r.MustRegister(&statusCollector{n: n,
-		waiting: prometheus.NewDesc("posthouse_queue_recipients", "Recipients that wait on this node, by destination.", []string{"destination"}, nil),
-		up:      prometheus.NewDesc("posthouse_member_up", "Whether a node of the mesh can be reached from here.", []string{"member"}, nil),
-		rtt:     prometheus.NewDesc("posthouse_member_rtt_seconds", "Smoothed round-trip time to a node.", []string{"member"}, nil),
-		term:    prometheus.NewDesc("posthouse_term", "Term of the election.", nil, nil),
-		master:  prometheus.NewDesc("posthouse_master", "Whether this node is the master.", nil, nil),
-		ok:      prometheus.NewDesc("posthouse_healthy", "Whether the sentence of health is a good one.", nil, nil),
-	})
-	return r
-}
-
-type statusCollector struct {
-	n                                  *Node
-	waiting, up, rtt, term, master, ok *prometheus.Desc
-}
-
-func (c *statusCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.waiting, c.up, c.rtt, c.term, c.master, c.ok} {
-		ch <- d
-	}
-}
-
-func (c *statusCollector) Collect(ch chan<- prometheus.Metric) {
-	s, err := c.n.Status(context.Background())
-	if err != nil {
-		return
-	}
-	num := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
-	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
-		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
-	}
-	for _, m := range s.Members {
-		gauge(c.waiting, float64(m.Queue), m.Name)
-		gauge(c.up, num(m.State == string(mesh.Serving)), m.Name)
-		gauge(c.rtt, m.RTT/1000, m.Name)
-	}
-	gauge(c.waiting, float64(s.QueueOutside), "outside")
-	gauge(c.term, float64(s.Term))
-	gauge(c.master, num(s.Master == s.Node && s.Master != ""))
-	gauge(c.ok, num(s.Health.OK))
 }
