@@ -118,6 +118,8 @@ func (s *Store) bodyOf(d *Delivery) (transport.Body, error) {
 		return nil, errors.New("delivery without a message id")
 	case d.Structure == nil:
 		return nil, errors.New("delivery without a structure")
+	case len(d.Trace) > 0 && (!bytes.HasSuffix(d.Trace, []byte("\r\n")) || bytes.Contains(d.Trace, []byte("\r\n\r\n"))):
+		return nil, errors.New("delivery with trace fields that do not end as a line")
 	case d.Draft != nil && d.Source.IsZero():
 		return d.Draft, nil
 	case d.Draft == nil && !d.Source.IsZero():

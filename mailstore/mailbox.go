@@ -18,8 +18,9 @@ import (
 
 // Mailbox is one user's mail. Safe for concurrent use.
 type Mailbox struct {
-	s  *Store
-	id mesh.MailboxID
+	s    *Store
+	id   mesh.MailboxID
+	slot int // in Store.recent; Store.mu guards it
 
 	ready chan struct{} // closed when load has ended
 	err   error         // of load

@@ -46,7 +46,7 @@ type Store struct {
 
 	mu     sync.Mutex
 	boxes  map[mesh.MailboxID]weak.Pointer[Mailbox]
-	recent [256]*Mailbox // some that were used lately, to keep them
+	recent [1024]*Mailbox // the newest in memory, to keep them
 	next   int
 	busy   map[*Mailbox]struct{} // with records under way
 	loaded map[*Folder]struct{}  // with messages in memory
@@ -227,8 +227,11 @@ func (s *Store) resident(id mesh.MailboxID) (*Mailbox, error) {
 		mb = newMailbox(s, id)
 		s.boxes[id] = weak.Make(mb)
 	}
-	s.recent[s.next%len(s.recent)] = mb
-	s.next++
+	if s.recent[mb.slot] != mb {
+		mb.slot = s.next
+		s.recent[s.next] = mb
+		s.next = (s.next + 1) % len(s.recent)
+	}
 	s.mu.Unlock()
 	if !mine {
 		<-mb.ready

@@ -268,3 +268,49 @@ func TestOtherDestinationsAreRefused(t *testing.T) {
 		t.Fatal("carried")
 	}
 }
+
+func BenchmarkCarry4KiB(b *testing.B) {
+	dir := b.TempDir()
+	j, err := journal.Open(context.Background(), journal.Options{Log: log.Options{Dir: dir + "/log"}, View: kv.Options{Dir: dir + "/view"}})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer j.Close()
+	s := mailstore.New(j, mailstore.Options{})
+	a := &accepts{j: j, refs: map[uint64]log.Ref{}, results: map[uint64][]transport.Result{}}
+	j.Register(a, log.KindAccept)
+	if err := j.Start(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	for n := range 32 {
+		if err := s.Create(context.Background(), mesh.MailboxID{0: byte(n + 1)}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	text := "Subject: s\r\n\r\n" + strings.Repeat(strings.Repeat("y", 70)+"\r\n", 56)
+	st, err := mime.Parse(strings.NewReader(text), int64(len(text)))
+	if err != nil {
+		b.Fatal(err)
+	}
+	d := j.NewDraft()
+	io.WriteString(d, text)
+	d.Seal(context.Background())
+	tk := j.Append(log.Entry{Kind: log.KindAccept, Meta: []byte{1}, Body: d})
+	if err := tk.Applied(context.Background()); err != nil {
+		b.Fatal(err)
+	}
+	ref := a.refs[tk.First()]
+	body := &stored{j.Body(ref), ref, st}
+	b.ReportAllocs()
+	b.ResetTimer()
+	for n := range b.N {
+		a.legs = append(a.legs, &transport.Leg{
+			Seq: uint64(n + 1), Dest: local, Body: body,
+			Envelope: transport.Envelope{ID: transport.MessageID{0: byte(n), 1: byte(n >> 8), 2: byte(n >> 16), 15: 1}, From: "ada@example.net"},
+			Rcpts:    []transport.Recipient{{Mailbox: mesh.MailboxID{0: byte(1 + n%32)}}},
+		})
+	}
+	if err := delivery.New(delivery.Config{}, s).Carry(context.Background(), local, a); err != nil {
+		b.Fatal(err)
+	}
+}
