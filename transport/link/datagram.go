@@ -172,3 +172,13 @@ func (e *Endpoint) arrived(s *session, b []byte) {
 	default: // to the sender it is a lost packet
 	}
 }
+
+// ReceiveDatagram waits for the next of Datagrams.
+func (e *Endpoint) ReceiveDatagram(ctx context.Context) (from mesh.NodeID, b []byte, err error) {
+	select {
+	case d := <-e.datagrams:
+		return d.From, d.Data, nil
+	case <-ctx.Done():
+		return 0, nil, ctx.Err()
+	}
+}
