@@ -68,14 +68,19 @@ func (d *Disk) TryOpen() (*journal.Journal, error) {
 // Close closes the open journal cleanly. Harmless when none is open.
 func (d *Disk) Close(tb testing.TB) {
 	tb.Helper()
-	if d.open == nil {
-		return
-	}
-	err := d.open.Close()
-	d.open = nil
-	if err != nil {
+	if err := d.TryClose(); err != nil {
 		tb.Error("journaltest: close:", err)
 	}
+}
+
+// TryClose is Close for a disk on which it may fail.
+func (d *Disk) TryClose() error {
+	if d.open == nil {
+		return nil
+	}
+	j := d.open
+	d.open = nil
+	return j.Close()
 }
 
 // Crash ends the open journal as if the power had gone: every record that was
