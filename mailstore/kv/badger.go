@@ -87,8 +87,8 @@ func badgerOptions(dir string, memTable int64, log *slog.Logger, table func()) b
 		WithValueThreshold(MaxValue + 1024).
 		WithValueLogFileSize(valueLogSize).
 		WithChecksumVerificationMode(options.OnTableAndBlockRead).
-		WithCompression(options.None). // so there is no cache beside the kernel's
-		WithBlockCacheSize(0).
+		WithCompression(options.None). // the cache then holds checked blocks, not copies
+		WithBlockCacheSize(8 << 20).
 		WithIndexCacheSize(0).
 		WithDetectConflicts(false). // one writer
 		WithMetricsEnabled(false).
