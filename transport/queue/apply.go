@@ -78,6 +78,17 @@ func (q *Queue) takeFresh(rec log.Record) (*acceptMeta, error) {
 	return m, decMode.Unmarshal(rec.Meta, m)
 }
 
+// lock takes q.mu with what the view has counted: every call from outside that
+// asks for legs begins with it, since Run may not have begun yet. On an error
+// the lock is held all the same.
+func (q *Queue) lock() error {
+	q.mu.Lock()
+	if err := q.load(); err != nil {
+		return fmt.Errorf("read queue: %w", err)
+	}
+	return nil
+}
+
 // load counts what the view has, once, before the first record or by Run.
 // Under q.mu.
 func (q *Queue) load() error {
@@ -438,6 +449,9 @@ func (q *Queue) inMemory(d *dest, seq uint64, x *edited, gone, live bool, meta *
 	if x.left && len(d.holds) > 0 {
 		d.again = true
 	}
+	if d.filling { // what the scan found of this row may be old
+		d.changed[seq] = struct{}{}
+	}
 	now := q.clock.now()
 	l := d.bySeq[seq]
 	switch {
@@ -452,13 +466,7 @@ func (q *Queue) inMemory(d *dest, seq uint64, x *edited, gone, live bool, meta *
 			}
 		}
 	case gone || x.row.counts().Waiting == 0:
-		if d.filling {
-			d.changed[seq] = struct{}{}
-		}
 	case x.had: // may have become due
-		if d.filling {
-			d.changed[seq] = struct{}{}
-		}
 		d.again = true
 	case d.filling:
 		d.dirty = true

@@ -51,7 +51,10 @@ var errBusy = errors.New("being tried at this moment, ask again in a minute")
 // change decides on a leg that nobody is trying, and records it. decide gets a
 // row that it must not change. It reports whether anything was recorded.
 func (q *Queue) change(n legName, decide func(now time.Duration, r *row) []change) (bool, error) {
-	q.mu.Lock()
+	if err := q.lock(); err != nil {
+		q.mu.Unlock()
+		return false, err
+	}
 	d := q.dests[n.dest]
 	if d == nil {
 		q.mu.Unlock()

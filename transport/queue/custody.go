@@ -142,11 +142,11 @@ func (q *Queue) decideKept(ctx context.Context, origin mesh.NodeID, id transport
 // settle is change that waits for its turn and until the record is applied.
 func (q *Queue) settle(ctx context.Context, n legName, decide func(time.Duration, *row) []change) error {
 	for {
-		q.mu.Lock()
+		err := q.lock()
 		d := q.dests[n.dest]
-		if d == nil {
+		if d == nil || err != nil {
 			q.mu.Unlock()
-			return nil
+			return err
 		}
 		wake := d.wake
 		q.mu.Unlock()
@@ -209,8 +209,10 @@ func (q *Queue) Kept(origin mesh.NodeID, age time.Duration, limit int) ([]transp
 // Origins lists the nodes for which something is kept, or to whom final
 // results are owed.
 func (q *Queue) Origins() []mesh.NodeID {
-	q.mu.Lock()
 	defer q.mu.Unlock()
+	if q.lock() != nil {
+		return nil // Run says why
+	}
 	var ns []mesh.NodeID
 	for n := range q.kept {
 		ns = append(ns, n)
@@ -225,7 +227,10 @@ func (q *Queue) Origins() []mesh.NodeID {
 }
 
 func (q *Queue) indexed(m map[mesh.NodeID]map[legName]struct{}, origin mesh.NodeID, f func(legName, *row, time.Duration) bool) error {
-	q.mu.Lock()
+	if err := q.lock(); err != nil {
+		q.mu.Unlock()
+		return err
+	}
 	var ns []legName
 	for n := range m[origin] {
 		ns = append(ns, n)

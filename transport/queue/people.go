@@ -31,7 +31,10 @@ type DestRow struct {
 // recipients waiting first.
 func (q *Queue) List() ([]DestRow, error) {
 	var out []DestRow
-	q.mu.Lock()
+	if err := q.lock(); err != nil {
+		q.mu.Unlock()
+		return nil, err
+	}
 	now := q.clock.now()
 	for key, d := range q.dests {
 		if d.rows == 0 || key.Scope == 0 {

@@ -33,7 +33,7 @@ const Service = "relay"
 const (
 	progress   = 5 * time.Second  // without any: failed, and link takes another path
 	working    = 2 * time.Second  // between signs of life while something is logged
-	idleStream = 60 * time.Second // the server's patience with a silent client
+	idleStream = 10 * time.Minute // the server's patience with a silent client; link sees a dead one sooner
 	window     = 64               // messages unanswered
 	windowSize = 8 << 20          // bytes unanswered
 	askAfter   = 10 * time.Second // a kept leg's age before its origin is asked

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -151,6 +152,7 @@ type world struct {
 	crashAt  int
 	victim   mesh.NodeID
 	crash    chan struct{} // closed at the point
+	trace    []string
 }
 
 type node struct {
@@ -181,6 +183,19 @@ func toDomain(a string) transport.Destination {
 	return transport.Destination{Scope: transport.ScopeOutside, Domain: a[strings.LastIndexByte(a, '@')+1:]}
 }
 
+// tried returns what was tried outside so far.
+func (w *world) tried() map[string]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return maps.Clone(w.sent)
+}
+
+func (n *node) note(format string, args ...any) {
+	n.w.mu.Lock()
+	defer n.w.mu.Unlock()
+	n.w.trace = append(n.w.trace, fmt.Sprintf("%v n%d ", time.Now().Format("15:04:05.000"), n.id)+fmt.Sprintf(format, args...))
+}
+
 // point is where the victim may crash.
 func (n *node) point() {
 	w := n.w
@@ -205,6 +220,7 @@ func (o outside) Carry(ctx context.Context, d transport.Destination, src transpo
 }
 
 func (n *node) start() {
+	n.note("starts")
 	n.j = n.disk.Open(n.w.t)
 	n.dead = make(chan struct{})
 	isGateway := func() bool { n.w.mu.Lock(); defer n.w.mu.Unlock(); return slices.Contains(n.w.gateways, n.id) }
@@ -261,6 +277,7 @@ func (n *node) peerUp(o mesh.NodeID) { n.q.PeerUp(o); n.r.PeerUp(o) }
 
 // kill ends a node as a power cut does, as far as others can see.
 func (n *node) kill() {
+	n.note("killed")
 	n.w.mu.Lock()
 	n.up = false
 	var cs []*pipe
@@ -310,6 +327,7 @@ func (n *node) sendOutside(ctx context.Context, d transport.Destination, src tra
 		n.w.mu.Lock()
 		rs := make([]transport.Result, len(l.Rcpts))
 		for i, r := range l.Rcpts {
+			n.w.trace = append(n.w.trace, fmt.Sprintf("%v n%d sends %d %s", time.Now().Format("15:04:05.000"), n.id, l.Envelope.ID[0], r.Address))
 			n.w.sent[fmt.Sprintf("%d %s", l.Envelope.ID[0], r.Address)]++
 			rs[i] = transport.Result{Outcome: transport.Relayed, Code: 250, By: "mx"}
 		}
@@ -370,16 +388,24 @@ type faultyGateway struct {
 }
 
 func (g faultyGateway) Keep(ctx context.Context, o mesh.NodeID, env transport.Envelope, rs []transport.Recipient, b *log.Draft, s *mime.Structure) (f []transport.Fate, err error) {
+	g.n.note("Keep %d %v", env.ID[0], rs)
+	defer g.n.note("Keep %d %v ends", env.ID[0], rs)
 	err = g.n.around(func() (err error) { f, err = g.Queue.Keep(ctx, o, env, rs, b, s); return })
 	return f, err
 }
 func (g faultyGateway) Let(ctx context.Context, o mesh.NodeID, id transport.MessageID, keys []string) error {
+	g.n.note("Let %d %v", id[0], keys)
+	defer g.n.note("Let %d %v ends", id[0], keys)
 	return g.n.around(func() error { return g.Queue.Let(ctx, o, id, keys) })
 }
 func (g faultyGateway) Drop(ctx context.Context, o mesh.NodeID, id transport.MessageID, keys []string) error {
+	g.n.note("Drop %d %v", id[0], keys)
+	defer g.n.note("Drop %d %v ends", id[0], keys)
 	return g.n.around(func() error { return g.Queue.Drop(ctx, o, id, keys) })
 }
 func (g faultyGateway) Told(ctx context.Context, o mesh.NodeID, fs []transport.FinalResult) error {
+	g.n.note("Told %d %v", 0, fs)
+	defer g.n.note("Told %d %v ends", 0, fs)
 	return g.n.around(func() error { return g.Queue.Told(ctx, o, fs) })
 }
 
@@ -389,12 +415,18 @@ type faultyOrigin struct {
 }
 
 func (g faultyOrigin) Release(ctx context.Context, l *transport.Leg, rs []int, gw mesh.NodeID) error {
+	g.n.note("Release %d %v", l.Envelope.ID[0], rs)
+	defer g.n.note("Release %d %v ends", l.Envelope.ID[0], rs)
 	return g.n.around(func() error { return g.Queue.Release(ctx, l, rs, gw) })
 }
 func (g faultyOrigin) Ask(gw mesh.NodeID, id transport.MessageID, keys []string) (s []transport.Standing, err error) {
+	g.n.note("Ask %d %v", id[0], keys)
+	defer g.n.note("Ask %d %v ends", id[0], keys)
 	err = g.n.around(func() (err error) { s, err = g.Queue.Ask(gw, id, keys); return })
 	return s, err
 }
 func (g faultyOrigin) Final(ctx context.Context, gw mesh.NodeID, f transport.FinalResult) error {
+	g.n.note("Final %d %v", f.ID[0], f.Key)
+	defer g.n.note("Final %d %v ends", f.ID[0], f.Key)
 	return g.n.around(func() error { return g.Queue.Final(ctx, gw, f) })
 }
