@@ -69,7 +69,7 @@ func TestEachLegIsHandedOutOnceUnderLoad(t *testing.T) {
 func TestALongQueueWaitsOutsideOfMemory(t *testing.T) {
 	w := newWorld(t)
 	w.start()
-	const n = 20000
+	const n = 6000
 	w.carry(toPlzen, carrier(func(ctx context.Context, d transport.Destination, s transport.Source) error {
 		return fmt.Errorf("no path")
 	}))
