@@ -17,6 +17,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"posthouse/mailstore"
+	"posthouse/mailstore/log"
+	"posthouse/mailstore/mime"
+	"posthouse/transport"
 )
 
 // secure makes the handshake and goes on in TLS.
@@ -414,4 +417,64 @@ func TestOverRealSockets(t *testing.T) {
 	if err := <-served; err != nil {
 		t.Error(err)
 	}
+}
+
+func TestAuthenticatePlainInTwoSteps(t *testing.T) {
+	w := newWorld(t, Config{})
+	c := w.dial()
+	c.say("a AUTHENTICATE PLAIN\r\n")
+	if l := c.line(); !strings.HasPrefix(l, "+") {
+		t.Fatal(l)
+	}
+	c.say("*\r\n")
+	if l := c.line(); !strings.HasPrefix(l, "a BAD") {
+		t.Error(l)
+	}
+	c.say("b AUTHENTICATE PLAIN\r\n")
+	c.line()
+	c.say("AGFkYQBwdyBvZiBhZGE=\r\n")
+	if l := c.line(); !strings.HasPrefix(l, "b OK") {
+		t.Error(l)
+	}
+	c.ok("SELECT INBOX")
+}
+
+// TestADamagedBodyIsNeverPassedOff lets reading fail at the start, and in the
+// middle of a long body.
+func TestADamagedBodyIsNeverPassedOff(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		size  int64
+		fails int64
+	}{{"a small one is left out", 1000, 500}, {"a large one cuts the connection", 1 << 20, 1 << 19}} {
+		f := fetch{opt: &imap.FetchOptions{BodySection: []*imap.FetchItemBodySection{{}}}}
+		msg := &mailstore.Message{Structure: &mime.Structure{Root: &mime.Part{End: c.size, Type: "text", Subtype: "plain"}}, Body: sizedBody(c.size)}
+		items, err := f.items(msg, damaged(c.fails))
+		if c.size <= wholeSection {
+			if err == nil {
+				t.Errorf("%s: read without an error", c.name)
+			}
+			continue
+		}
+		if err != nil || len(items) != 1 || items[0].open == nil {
+			t.Fatalf("%s: %v", c.name, err)
+		}
+		if n, err := io.Copy(io.Discard, items[0].open()); err == nil || n > c.fails {
+			t.Errorf("%s: %d bytes, %v", c.name, n, err)
+		}
+	}
+}
+
+type sizedBody int64
+
+func (b sizedBody) Size() int64                         { return int64(b) }
+func (b sizedBody) Open() (transport.BodyReader, error) { return nil, io.ErrUnexpectedEOF }
+
+type damaged int64
+
+func (d damaged) ReadAt(p []byte, off int64) (int, error) {
+	if n := int64(d) - off; n < int64(len(p)) {
+		return int(max(n, 0)), log.ErrDamaged
+	}
+	return len(p), nil
 }
