@@ -210,7 +210,12 @@ func boolCmp(a, b bool) int {
 	return 1
 }
 
-// spare returns the best live, caught-up node without a vote.
+// fresh reports whether a node is live and caught up.
+func (s *view) fresh(id mesh.NodeID) bool {
+	return slices.ContainsFunc(s.all, func(n *standing) bool { return n.ID == id && n.fresh })
+}
+
+// spares returns the live, caught-up nodes without a vote, the best first.
 func (s *view) spares() (out []*standing) {
 	for _, n := range s.all {
 		if n.admitted && n.server && !n.votes && n.fresh {

@@ -223,6 +223,7 @@ func (e *Election) Run(ctx context.Context) error {
 		case <-e.laters:
 			e.runLaters()
 		case <-e.kick:
+			e.decide() // who came or left needs no new poll
 			e.poll(work, &wg)
 		case <-tick.C:
 			e.poll(work, &wg)
@@ -341,6 +342,9 @@ func (e *Election) decide() {
 			e.rule.NotLeading()
 			return
 		}
+		if l.readyTerm.Load() != l.raft.CurrentTerm() {
+			return // the members may be of yesterday
+		}
 		f, ok := e.facts(l)
 		if !ok {
 			return
@@ -451,6 +455,11 @@ func (e *Election) TransferTo(ctx context.Context, id mesh.NodeID) error {
 			return
 		}
 		if !servers[at].Voter {
+			// Two votes, one of them silent, would decide nothing any more.
+			if f, ok := e.facts(l); !ok || !newView(time.Now(), e.cfg.DeadFor, f).fresh(id) {
+				err = fmt.Errorf("node %s was not heard lately or is not up to date; try again when it is", id)
+				return
+			}
 			if err = l.perform(Effect{Promoted, id, "it is to lead"}); err != nil {
 				return
 			}

@@ -339,3 +339,40 @@ func TestADeadVoterIsReplacedByALiveSpare(t *testing.T) {
 		}
 	})
 }
+
+func TestTheOnlyVoteOfTwoNodesMoves(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a := w.found(2, inMemory)
+		time.Sleep(10 * time.Second)
+		w.isolate(2, true)
+		time.Sleep(30 * time.Second)
+		if err := a.TransferTo(context.Background(), 2); err == nil {
+			t.Fatal("the vote went to a node that cannot be reached")
+		}
+		a.say("still the master")
+		w.isolate(2, false)
+		w.until(time.Minute, "2 has it", func() bool { return w.equal(1, 2) })
+		time.Sleep(10 * time.Second)
+		if err := a.TransferTo(context.Background(), 2); err != nil {
+			t.Fatal(err)
+		}
+		b := w.nodes[2]
+		w.until(10*time.Second, "2 has the only vote", func() bool { s := b.State(); return s.Role == mesh.RoleMaster && len(s.Voters) == 1 })
+		a.shut()
+		b.say("revoke %s", a.id)
+		w.until(5*time.Second, "1 has gone", func() bool { return len(b.State().Others) == 0 })
+	})
+}
+
+func TestAMemberIsAddedAtOnceWhileAnotherIsSilent(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a := w.found(3, inMemory)
+		w.isolate(3, true)
+		time.Sleep(time.Minute)
+		n := w.start(4, NewMemStorage())
+		w.net.cut(3, 4, true)
+		a.say("admit %s 0", n.id)
+		took := w.until(3*time.Second, "the new one has the state", func() bool { return w.equal(1, 4) })
+		t.Logf("after %v", took)
+	})
+}

@@ -56,7 +56,7 @@ type commitKeeper interface {
 
 // cachedEntries is how many entries are kept in memory: what Raft reads in
 // normal work, so that a bad disk shows in replication, never in applying.
-const cachedEntries = 512
+const cachedEntries = 128
 
 func newLogStore(below raft.LogStore, c commitKeeper, monotonic bool, damaged func(error)) (*logStore, error) {
 	l := &logStore{below: below, commit: c, monotonic: monotonic, damaged: damaged}
