@@ -57,7 +57,7 @@ func (b *Found) apply(s *state, c *Command) (Result, string) {
 // Promote notes that a new lineage began on the node that a person promoted.
 type Promote struct {
 	Lineage    mesh.ID       `cbor:"1,keyasint"`
-	Generation uint64        `cbor:"2,keyasint"`           // the present one + 1
+	Generation uint64        `cbor:"2,keyasint"`           // above the present one, by more than one after deciding against a rival
 	Fork       uint64        `cbor:"3,keyasint"`           // last index that both sides surely share
 	Revoke     []mesh.NodeID `cbor:"4,keyasint,omitempty"` // stolen nodes
 	Forget     []mesh.NodeID `cbor:"5,keyasint,omitempty"` // nodes that will not come back
@@ -68,7 +68,7 @@ func (b *Promote) check() Result { return checkID("the lineage", b.Lineage) }
 
 func (b *Promote) apply(s *state, c *Command) (Result, string) {
 	last := s.lineages[len(s.lineages)-1]
-	if b.Generation != last.Generation+1 || b.Lineage == last.ID {
+	if b.Generation <= last.Generation || b.Lineage == last.ID {
 		return no(WrongLineage, "generation %d does not follow %d", b.Generation, last.Generation), ""
 	}
 	gone := map[mesh.NodeID]bool{}

@@ -353,7 +353,7 @@ func TestRefusalsAndTheirReasons(t *testing.T) {
 	r.ok(&SetSettings{Postmaster: p(alice)})
 	r.ok(&DeleteUser{id(3)})
 	r.no(InUse, &DeleteDomain{id(2)})
-	r.no(WrongLineage, &Promote{Lineage: id(5), Generation: 3})
+	r.no(WrongLineage, &Promote{Lineage: id(5), Generation: 1})
 	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2)})
 	r.ok(&Promote{Lineage: id(5), Generation: 2, Fork: 9, Revoke: []mesh.NodeID{branch}})
 	if l := r.m.Lineages(); len(l) != 2 || l[1].ID != id(5) || l[1].Fork != 9 {

@@ -132,6 +132,7 @@ type Election struct {
 	polled chan []Contact
 	laters chan struct{} // there is something in queue
 	done   chan struct{} // closed when Run has ended
+	ready  chan struct{} // closed when the machine holds what this node knew
 
 	mu       sync.Mutex // guards what follows; never held during I/O or waits
 	rec      record
@@ -177,7 +178,7 @@ func New(cfg Config, d Deps) (*Election, error) {
 		d.Since = func(uint64) []Command { return nil }
 	}
 	return &Election{cfg: cfg, d: d, log: d.Logger, rule: Rule{TakeBack: cfg.TakeBack, DeadFor: cfg.DeadFor},
-		ops: make(chan func()), kick: make(chan struct{}, 1), polled: make(chan []Contact), laters: make(chan struct{}, 1), done: make(chan struct{}),
+		ops: make(chan func()), kick: make(chan struct{}, 1), polled: make(chan []Contact), laters: make(chan struct{}, 1), done: make(chan struct{}), ready: make(chan struct{}),
 		watchers: map[int]func(State){}, leaving: map[mesh.NodeID]bool{}, contacts: map[mesh.NodeID]Contact{}, advanced: make(chan struct{})}, nil
 }
 
@@ -208,6 +209,7 @@ func (e *Election) Run(ctx context.Context) error {
 	if len(rec.Chain) > 0 {
 		e.begin()
 	}
+	close(e.ready)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	defer e.end(true)
@@ -234,6 +236,11 @@ func (e *Election) Run(ctx context.Context) error {
 		}
 	}
 }
+
+// Ready returns a channel that is closed once Run has given the machine all
+// that this node knew before it was stopped, or has found that it cannot
+// (State.Stopped). Until then the machine is empty: do not answer from it.
+func (e *Election) Ready() <-chan struct{} { return e.ready }
 
 // later has Run call f, without waiting: it may be called from anywhere.
 func (e *Election) later(f func()) {

@@ -118,7 +118,7 @@ func TestANodeThatRestartsAloneKnowsWhatItKnew(t *testing.T) {
 			w.nodes[id].shut()
 		}
 		b = w.start(2, b.store)
-		time.Sleep(time.Second)
+		<-b.Ready()
 		if b.m.text() != before {
 			t.Errorf("it knows\n%s\nit knew\n%s", b.m.text(), before)
 		}
