@@ -37,12 +37,14 @@ func (q *Queue) clerk(ctx context.Context) {
 }
 
 // Reroute tells that homes, gateways or this node's own part changed: every
-// waiting recipient is routed anew. It returns at once.
+// waiting recipient is routed anew, and gateways are looked for at once. It
+// returns at once.
 func (q *Queue) Reroute() {
 	q.mu.Lock()
 	q.anew = true
 	q.mu.Unlock()
 	q.poke(q.chore)
+	q.Wake(transport.Destination{Scope: transport.ScopeGateway})
 }
 
 // errBusy says that a leg is being tried, or changed, at this moment.

@@ -241,7 +241,7 @@ func (q *Queue) indexed(m map[mesh.NodeID]map[legName]struct{}, origin mesh.Node
 		return cmp.Or(cmp.Compare(a.seq, b.seq), slices.Compare(destKey(a.dest), destKey(b.dest)))
 	})
 	for _, n := range ns {
-		r, err := q.look1(n)
+		r, err := q.peek(n)
 		if err != nil {
 			return err
 		}
@@ -252,8 +252,8 @@ func (q *Queue) indexed(m map[mesh.NodeID]map[legName]struct{}, origin mesh.Node
 	return nil
 }
 
-// look1 reads a leg as it stands now.
-func (q *Queue) look1(n legName) (*row, error) {
+// peek reads a leg as it stands now.
+func (q *Queue) peek(n legName) (*row, error) {
 	q.mu.Lock()
 	r, known := q.last[n]
 	if d := q.dests[n.dest]; d != nil && d.bySeq[n.seq] != nil {
@@ -381,7 +381,7 @@ func (q *Queue) ofGate(id transport.MessageID) (rows map[legName]*row, known boo
 	}
 	n := legName{transport.Destination{Scope: transport.ScopeGateway}, beUint64(v)}
 	rows = map[legName]*row{}
-	r, err := q.look1(n)
+	r, err := q.peek(n)
 	if err == nil && r != nil {
 		rows[n] = r
 	}

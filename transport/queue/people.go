@@ -52,7 +52,7 @@ func (q *Queue) List() ([]DestRow, error) {
 		}); err != nil {
 			return nil, err
 		}
-		if r, err := q.look1(legName{out[i].Key, first}); err != nil {
+		if r, err := q.peek(legName{out[i].Key, first}); err != nil {
 			return nil, err
 		} else if r != nil {
 			out[i].Oldest = now - r.Accepted
@@ -146,7 +146,7 @@ func (q *Queue) Legs(ctx context.Context, dest transport.Destination, after ID, 
 	var out []LegRow
 	for _, s := range seqs {
 		n := legName{dest, s}
-		r, err := q.look1(n)
+		r, err := q.peek(n)
 		if err != nil {
 			return nil, err
 		}
@@ -162,7 +162,7 @@ func (q *Queue) Legs(ctx context.Context, dest transport.Destination, after ID, 
 func (q *Queue) Show(id ID) ([]LegRow, error) {
 	var out []LegRow
 	err := q.legsOf(id, func(n legName) error {
-		r, err := q.look1(n)
+		r, err := q.peek(n)
 		if r != nil {
 			out = append(out, q.legRow(n, r))
 		}
