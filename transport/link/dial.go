@@ -95,9 +95,12 @@ func (e *Endpoint) dialLoop(ctx context.Context, p *peer) {
 				giveUp[slot] = cancel
 				rounds.Go(func() {
 					defer func() { cancel(); free <- slot }()
-					err := e.round(ctx, attempts, addrs)
+					err := e.round(ctx, attempts, p, addrs)
+					if err == nil {
+						err = errElsewhere // unless p is up now
+					}
 					e.mu.Lock()
-					if err != nil && !p.up {
+					if !p.up {
 						p.err = err
 						p.markTried()
 					}
@@ -120,7 +123,7 @@ func (e *Endpoint) dialLoop(ctx context.Context, p *peer) {
 // who is admitted: nodes may have swapped their addresses. attempts ends it only
 // before a handshake is complete: if both sides dropped the connection that they
 // dialled because they saw the other's, none would be left.
-func (e *Endpoint) round(ctx, attempts context.Context, addrs []netip.AddrPort) error {
+func (e *Endpoint) round(ctx, attempts context.Context, p *peer, addrs []netip.AddrPort) error {
 	if len(addrs) == 0 {
 		return errors.New("no address is known")
 	}
@@ -140,7 +143,7 @@ func (e *Endpoint) round(ctx, attempts context.Context, addrs []netip.AddrPort) 
 				case <-stagger.C:
 				}
 			}
-			if _, errs[i] = e.connect(ctx, attempts, addr, Control); errs[i] == nil {
+			if _, errs[i] = e.connect(ctx, attempts, p, addr, Control); errs[i] == nil {
 				cancel()
 			}
 		})
@@ -158,8 +161,11 @@ func (e *Endpoint) round(ctx, attempts context.Context, addrs []netip.AddrPort) 
 	return last
 }
 
-// connect dials one address. attempt bounds the handshake, ctx the hello.
-func (e *Endpoint) connect(ctx, attempt context.Context, addr netip.AddrPort, class Class) (*session, error) {
+// errElsewhere: the node that was looked for is not at its address.
+var errElsewhere = errors.New("another node is at its address")
+
+// connect dials one address, looking for want. attempt bounds the handshake, ctx the hello.
+func (e *Endpoint) connect(ctx, attempt context.Context, want *peer, addr netip.AddrPort, class Class) (*session, error) {
 	tlsc := e.deps.Identity.ClientTLS(alpnMesh, func(key mesh.KeyHash) error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
@@ -172,7 +178,7 @@ func (e *Endpoint) connect(ctx, attempt context.Context, addr netip.AddrPort, cl
 	if err != nil {
 		return nil, wireError(err)
 	}
-	return e.greet(ctx, conn, class)
+	return e.greet(ctx, conn, want, class)
 }
 
 // session returns the connection to p that serves class, making one if need be.
@@ -199,12 +205,12 @@ func (e *Endpoint) session(ctx context.Context, p *peer, class Class) (*session,
 	}
 	dctx, cancel := context.WithTimeout(ctx, dialRound)
 	defer cancel()
-	s, err = e.connect(dctx, dctx, control.addr, Bulk)
+	s, err = e.connect(dctx, dctx, p, control.addr, Bulk)
 	if err != nil {
 		return nil, fmt.Errorf("%w: dial bulk: %w", ErrUnreachable, err)
 	}
 	if s.peer != p {
-		return nil, fmt.Errorf("%w: another node is at its address", ErrUnreachable)
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, errElsewhere)
 	}
 	return s, nil
 }

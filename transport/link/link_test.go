@@ -211,6 +211,30 @@ func TestNodesThatSwapTheirAddressesAreStillThemselves(t *testing.T) {
 	})
 }
 
+func TestAWrongAddressInTheDomainStateDisturbsNobody(t *testing.T) {
+	run(t, 3, func(t *testing.T, w *world) {
+		a, b := w.nodes[0], w.nodes[1]
+		peers := w.peers()
+		peers[2].Addrs = []netip.AddrPort{b.addr}
+		a.SetPeers(a.id, peers)
+		a.start()
+		b.start() // the third stays down
+		w.connected()
+		time.Sleep(20 * time.Second)
+		before := a.sessions(b.id)
+		time.Sleep(10 * time.Minute)
+		if after := a.sessions(b.id); len(before) != 1 || !slices.Equal(before, after) {
+			t.Errorf("the connection was changed: %d, then %d", len(before), len(after))
+		}
+		start := time.Now()
+		_, _, err := a.call(3, "echo/1", Control, "x")
+		wantErr(t, err, ErrUnreachable)
+		if d := time.Since(start); d > time.Second || !strings.Contains(err.Error(), "another node is at its address") {
+			t.Errorf("after %v: %v", d, err)
+		}
+	})
+}
+
 func TestAPeerMayBeRefusedByItsFacts(t *testing.T) {
 	run(t, 2, func(t *testing.T, w *world) {
 		a, b := w.nodes[0], w.nodes[1]

@@ -78,8 +78,14 @@ func (p *pacer) advance(now time.Time) {
 	}
 	p.line += p.speed.rate * now.Sub(p.now).Seconds()
 	p.now = now
-	if p.line > p.taken || p.speed.rate >= rateMax {
-		p.line = p.taken // nothing is saved up for later
+	// What was not used is saved up a little, so that a short burst after a pause does
+	// not wait: on a path whose limit is known only what that sends in a quantum.
+	saved := p.speed.rate * quantum.Seconds()
+	if p.speed.growing {
+		saved = max(saved, chunk)
+	}
+	if p.line > p.taken+saved || p.speed.rate >= rateMax {
+		p.line = p.taken + saved
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"sync/atomic"
@@ -236,6 +237,8 @@ func hangUp(conn *quic.Conn, err error) {
 		conn.CloseWithError(codeRefused, text[:min(len(text), 200)])
 	case errors.Is(err, ErrNotAdmitted):
 		conn.CloseWithError(codeRevoked, "not admitted")
+	case errors.Is(err, errElsewhere):
+		conn.CloseWithError(codeDuplicate, "not whom we look for")
 	case errors.Is(err, ErrClosed):
 		conn.CloseWithError(codeBye, "")
 	default:
@@ -257,7 +260,11 @@ func (e *Endpoint) acceptMesh(ctx context.Context, conn *quic.Conn) {
 		})
 	}
 	if err != nil {
-		e.log.Info("connection refused", "addr", conn.RemoteAddr().String(), "err", err)
+		level := slog.LevelDebug // it went away, or was never ours
+		if errors.As(err, new(refusal)) || errors.Is(err, ErrNotAdmitted) {
+			level = slog.LevelInfo
+		}
+		e.log.Log(ctx, level, "connection refused", "addr", conn.RemoteAddr().String(), "err", err)
 		hangUp(conn, err)
 	}
 }
@@ -285,22 +292,26 @@ func (e *Endpoint) greetIncoming(ctx context.Context, conn *quic.Conn) (*session
 }
 
 // greet takes a connection that we have dialled through the hello.
-func (e *Endpoint) greet(ctx context.Context, conn *quic.Conn, class Class) (*session, error) {
-	s, err := e.tryGreet(ctx, conn, class)
+func (e *Endpoint) greet(ctx context.Context, conn *quic.Conn, want *peer, class Class) (*session, error) {
+	s, err := e.tryGreet(ctx, conn, want, class)
 	if err != nil {
 		hangUp(conn, err)
 	}
 	return s, err
 }
 
-func (e *Endpoint) tryGreet(ctx context.Context, conn *quic.Conn, class Class) (*session, error) {
+func (e *Endpoint) tryGreet(ctx context.Context, conn *quic.Conn, want *peer, class Class) (*session, error) {
 	p, err := e.peerOf(conn)
 	if err != nil {
 		return nil, err
 	}
 	e.mu.Lock()
 	self := e.self
+	useless := p != want && (p.up || class == Bulk)
 	e.mu.Unlock()
+	if useless {
+		return nil, errElsewhere
+	}
 	seq := e.seq.Add(1)
 	ours, err := e.ourHello(class, seq)
 	if err != nil {
