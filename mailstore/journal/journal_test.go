@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -217,13 +218,14 @@ func TestADeadLogStopsTheJournal(t *testing.T) {
 func TestBelowTheFloorNothingIsAdmittedUntilThereIsSpace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := journaltest.NewDisk(t)
-		free := int64(1 << 30)
+		var free atomic.Int64
+		free.Store(1 << 30)
 		d.Options.View.Floor = 256 << 20
 		d.Options.View.OverlayOps = 100
-		d.Options.View.Statfs = func(string) (kv.FS, error) { return kv.FS{Total: 8 << 30, Free: free}, nil }
+		d.Options.View.Statfs = func(string) (kv.FS, error) { return kv.FS{Total: 8 << 30, Free: free.Load()}, nil }
 		j, _ := started(t, d)
 		add(t, j, 10)
-		free = 1 << 20
+		free.Store(1 << 20)
 		time.Sleep(time.Second)
 		if err := j.Admit(t.Context(), 1); err != transport.ErrNoSpace {
 			t.Fatal(err)
@@ -233,7 +235,7 @@ func TestBelowTheFloorNothingIsAdmittedUntilThereIsSpace(t *testing.T) {
 		if ns := names(j); !slices.Contains(ns, journal.CondNoSpace) {
 			t.Fatal(ns)
 		}
-		free = 1 << 30
+		free.Store(1 << 30)
 		time.Sleep(2 * time.Second)
 		if err := j.Admit(t.Context(), 1); err != nil {
 			t.Fatal(err)
@@ -241,13 +243,13 @@ func TestBelowTheFloorNothingIsAdmittedUntilThereIsSpace(t *testing.T) {
 		if j.View().Durable() != 30 || len(j.Conditions()) != 0 {
 			t.Fatal(j.View().Durable(), j.Conditions())
 		}
-		free = 1 << 20 // and closing does not wait for space
+		free.Store(1 << 20) // and closing does not wait for space
 		add(t, j, 70)
 		for range 100 {
 			j.Append(log.Entry{Kind: log.KindAppend, Meta: []byte("meta")})
 		}
 		d.Close(t)
-		free = 1 << 30
+		free.Store(1 << 30)
 		j, _ = started(t, d)
 		if j.Applied() != 200 {
 			t.Fatal(j.Applied())

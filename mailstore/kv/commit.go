@@ -191,8 +191,11 @@ func (v *View) shut() error {
 	if !v.space.enough() {
 		// Badger's close writes a table through a mapping; on a full disk that
 		// ends the process. All is synced, so leaving it open loses nothing.
+		// Its compactions stay behind the gate.
 		v.opt.Logger.Warn("disk full: the view is left as it is, for the next start")
+		err = fmt.Errorf("close view: %w", ErrNoSpace)
 	} else {
+		close(v.space.open)
 		err = v.st.close()
 	}
 	v.files.release()

@@ -48,6 +48,7 @@ type space struct {
 	room int64         // bytes that the tables under way may take
 	open chan struct{} // closed when gate shall hold nobody any more
 	look chan struct{} // a token: a table is about to be written
+	quit chan struct{} // closed to end watch
 	done chan struct{} // closed by the end of watch; nil when it never ran
 }
 
@@ -61,7 +62,7 @@ func newSpace(opt Options, ballast string) (*space, error) {
 	if err != nil {
 		return nil, fmt.Errorf("statfs %s: %w", opt.Dir, err)
 	}
-	s := &space{opt: opt, path: ballast, memTable: opt.MemTable, floor: opt.Floor, ballast: opt.Ballast, was: fs, open: make(chan struct{})}
+	s := &space{opt: opt, path: ballast, memTable: opt.MemTable, floor: opt.Floor, ballast: opt.Ballast, was: fs, open: make(chan struct{}), quit: make(chan struct{})}
 	small := fs.Total < smallDisk
 	if s.memTable == 0 {
 		s.memTable = 16 << 20
@@ -113,7 +114,7 @@ func (s *space) watch() {
 		for {
 			select {
 			case <-s.look:
-			case <-s.open:
+			case <-s.quit:
 				return
 			}
 			was := int64(-1)
@@ -129,7 +130,7 @@ func (s *space) watch() {
 				case <-t.C:
 				case <-s.look:
 					until = time.Now().Add(watchFor)
-				case <-s.open:
+				case <-s.quit:
 					return
 				}
 			}
@@ -145,9 +146,9 @@ func (s *space) begun() {
 	}
 }
 
-// close ends watch and gate.
+// close ends the watch.
 func (s *space) close() {
-	close(s.open)
+	close(s.quit)
 	if s.done != nil {
 		<-s.done
 	}

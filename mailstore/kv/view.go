@@ -345,7 +345,9 @@ func (v *View) Building() bool {
 // ID tells this view from others that were built from the same log.
 func (v *View) ID() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.meta.ID }
 
-// Close flushes and closes, after the reads under way. What the disk has no space for is left to the log.
+// Close flushes and closes, after the reads under way. What the disk has no
+// space for is left to the log; when there is not even room to close Badger it
+// is left open, which loses nothing, and the error is ErrNoSpace.
 func (v *View) Close() error {
 	v.stopOnce.Do(func() { close(v.stop) })
 	<-v.done
