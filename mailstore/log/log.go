@@ -60,6 +60,9 @@ type Record struct {
 	Meta     []byte // the engine's own encoding; not to be changed
 	BodySize int64  // bytes of the body; 0 for none
 	Ref      Ref
+	// Compacted says that the record was rewritten: it tells what is, and is
+	// never the arrival of anything. Set by Replay only.
+	Compacted bool
 }
 
 // Entry is a record to be written.
@@ -137,24 +140,25 @@ type Log struct {
 	lock  io.Closer
 	epoch uint64
 	files *files
-	segs  []*segment // log segments in order, as found; of Open and Replay only
-	start uint64     // next sequence when the log was opened
 
-	mu      sync.Mutex
-	pending []batch             // appended, not yet taken by the writer
-	spare   []batch             // what the writer took last, to be used again
-	waiting int64               // bytes of pending, of the group being written, and of metas handed on
-	handed  [][]Record          // synced, not yet taken by the applier
-	next    uint64              // sequence of the next record
-	number  uint64              // of the next segment
-	live    map[uint64]struct{} // body segments whose draft has no synced record yet
-	room    chan struct{}       // closed when waiting shrinks; nil when nobody waits
-	mark    uint64              // view position for the next group
-	marked  bool                // mark waits for the writer
-	closing bool
-	dead    error
-	report  Report
-	stats   Stats
+	mu         sync.Mutex
+	segs       []*segment        // log segments in order
+	moved      map[uint64]uint64 // segments that a compacted one replaces, to that one
+	compacting bool
+	pending    []batch             // appended, not yet taken by the writer
+	spare      []batch             // what the writer took last, to be used again
+	waiting    int64               // bytes of pending, of the group being written, and of metas handed on
+	handed     [][]Record          // synced, not yet taken by the applier
+	next       uint64              // sequence of the next record
+	number     uint64              // of the next segment
+	live       map[uint64]struct{} // body segments whose draft has no synced record yet
+	room       chan struct{}       // closed when waiting shrinks; nil when nobody waits
+	mark       uint64              // view position for the next group
+	marked     bool                // mark waits for the writer
+	closing    bool
+	dead       error
+	report     Report
+	stats      Stats
 
 	wake    chan struct{} // to the writer; holds one
 	apply   chan struct{} // to the applier; holds one
@@ -175,7 +179,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		opt: opt, fs: opt.FS, live: map[uint64]struct{}{},
+		opt: opt, fs: opt.FS, live: map[uint64]struct{}{}, moved: map[uint64]uint64{},
 		wake: make(chan struct{}, 1), apply: make(chan struct{}, 1),
 		written: make(chan struct{}), applied: make(chan struct{}), failed: make(chan struct{}),
 	}

@@ -22,11 +22,11 @@ type files struct {
 }
 
 type openFile struct {
-	f    File
-	name string
-	h    *header
-	seed uint32
-	size int64
+	f      File
+	name   string
+	h      *header
+	seed   uint32
+	places atomic.Pointer[[]place] // of a compacted segment, once asked for
 	// guarded by files.mu
 	users int
 	used  uint64
@@ -101,6 +101,21 @@ func (c *files) put(o *openFile) {
 	}
 }
 
+// forget closes a segment's file, or lets its last user do so.
+func (c *files) forget(number uint64) {
+	c.mu.Lock()
+	o := c.open[number]
+	delete(c.open, number)
+	idle := o != nil && o.users == 0
+	if o != nil {
+		o.stale = true
+	}
+	c.mu.Unlock()
+	if idle {
+		o.f.Close()
+	}
+}
+
 // close closes all files; those in use when their users are done.
 func (c *files) close() {
 	c.mu.Lock()
@@ -129,7 +144,7 @@ func (l *Log) openSegment(number uint64, ext string) (*openFile, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open segment %s: %w", name, err)
 	}
-	h, bad, why, size, err := readHeader(f)
+	h, bad, why, _, err := readHeader(f)
 	switch {
 	case err != nil:
 		err = fmt.Errorf("read segment %s: %w", name, err)
@@ -142,7 +157,7 @@ func (l *Log) openSegment(number uint64, ext string) (*openFile, error) {
 		f.Close()
 		return nil, err
 	}
-	return &openFile{f: f, name: name, h: h, seed: h.seed(), size: size}, nil
+	return &openFile{f: f, name: name, h: h, seed: h.seed()}, nil
 }
 
 // readHeader reads the header of an open segment; see decodeHeader.
@@ -167,7 +182,7 @@ const speculative = 2 << 10
 
 // Record reads the record at ref, checked.
 func (l *Log) Record(ref Ref) (Record, error) {
-	o, err := l.files.get(ref.Segment, extLog)
+	o, ref, err := l.find(ref)
 	if err != nil {
 		return Record{}, fmt.Errorf("record %d: %w", ref.Seq, err)
 	}
@@ -177,6 +192,26 @@ func (l *Log) Record(ref Ref) (Record, error) {
 		return Record{}, fmt.Errorf("record %d: %w", ref.Seq, err)
 	}
 	return r.record(ref.Segment, ref.Offset, meta), nil
+}
+
+// find opens the segment that holds the record of ref, until put, and returns
+// where the record is there.
+func (l *Log) find(ref Ref) (o *openFile, now Ref, err error) {
+	for {
+		if now, err = l.resolve(ref); err != nil {
+			return nil, ref, err
+		}
+		if o, err = l.files.get(now.Segment, extLog); err == nil {
+			return o, now, nil
+		}
+		// It may have been compacted between the two.
+		l.mu.Lock()
+		moved := l.moved[now.Segment] != 0
+		l.mu.Unlock()
+		if !moved {
+			return nil, ref, err
+		}
+	}
 }
 
 // record reads and checks the header and meta at ref.
@@ -211,51 +246,48 @@ func (l *Log) Body(ref Ref) transport.Body { return &body{l: l, ref: ref} }
 type body struct {
 	l    *Log
 	ref  Ref
-	head atomic.Pointer[recHead]
+	size atomic.Int64 // plus one; 0 while not known
 }
 
-func (b *body) load() (*recHead, error) {
-	if r := b.head.Load(); r != nil {
-		return r, nil
+// load opens the segment that holds the record, until put, and reads its
+// header.
+func (b *body) load() (o *openFile, r recHead, ref Ref, err error) {
+	if o, ref, err = b.l.find(b.ref); err != nil {
+		return nil, r, ref, err
 	}
-	o, err := b.l.files.get(b.ref.Segment, extLog)
-	if err != nil {
-		return nil, err
+	if r, _, err = o.record(ref); err != nil {
+		b.l.files.put(o)
+		return nil, r, ref, err
 	}
-	defer b.l.files.put(o)
-	r, _, err := o.record(b.ref)
-	if err != nil {
-		return nil, err
-	}
-	b.head.Store(&r)
-	return &r, nil
+	b.size.Store(r.bodyLen + 1)
+	return o, r, ref, nil
 }
 
 // Size implements transport.Body; 0 when the record cannot be read, which Open
 // then tells.
 func (b *body) Size() int64 {
-	r, err := b.load()
+	if n := b.size.Load(); n > 0 {
+		return n - 1
+	}
+	o, r, _, err := b.load()
 	if err != nil {
 		return 0
 	}
+	b.l.files.put(o)
 	return r.bodyLen
 }
 
 // Open implements transport.Body.
 func (b *body) Open() (transport.BodyReader, error) {
-	r, err := b.load()
-	if err != nil {
-		return nil, fmt.Errorf("body of record %d: %w", b.ref.Seq, err)
-	}
-	if r.external {
-		return b.l.openBody(r.bodySeg, r.bodyLen, r.bodyCRC)
-	}
-	o, err := b.l.files.get(b.ref.Segment, extLog)
+	o, r, ref, err := b.load()
 	if err != nil {
 		return nil, fmt.Errorf("body of record %d: %w", b.ref.Seq, err)
 	}
 	defer b.l.files.put(o)
-	off := b.ref.Offset + recordSize + r.metaLen
+	if r.external {
+		return b.l.openBody(r.bodySeg, r.bodyLen, r.bodyCRC)
+	}
+	off := ref.Offset + recordSize + r.metaLen
 	p := make([]byte, r.bodyLen)
 	if n, err := o.f.ReadAt(p, off); n < len(p) && errors.Is(err, io.EOF) {
 		return nil, damaged(o.name, off, "the file ends within a body")

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"fmt"
@@ -28,6 +29,8 @@ type folder struct {
 	lost   []uint64 // log segments without a good header
 	top    uint64   // highest number in use
 	damage []Damage
+
+	replaced []*segment // that a compacted one in segs replaces
 }
 
 // readFolder lists dir and reads the header of every log segment.
@@ -87,30 +90,43 @@ func (d *folder) add(fs FS, dir, name string, number uint64) error {
 	return nil
 }
 
-// order sorts the segments, bounds what counts in each, and names the missing.
+// rank orders segments that begin at the same sequence.
+func (s *segment) rank() uint64 {
+	if len(s.h.replaces) > 0 {
+		return slices.Min(s.h.replaces)
+	}
+	return s.number
+}
+
+// order sets aside what was compacted, sorts the segments, bounds what counts
+// in each, and names the missing.
 func (d *folder) order() {
-	slices.SortFunc(d.segs, func(a, b *segment) int {
-		switch {
-		case a.h.first != b.h.first && a.h.first < b.h.first:
-			return -1
-		case a.h.first != b.h.first:
-			return 1
-		case a.number < b.number:
-			return -1
+	gone := map[uint64]bool{}
+	for _, s := range d.segs {
+		for _, n := range s.h.replaces {
+			gone[n] = true
 		}
-		return 1
+	}
+	d.segs = slices.DeleteFunc(d.segs, func(s *segment) bool {
+		if gone[s.number] {
+			d.replaced = append(d.replaced, s)
+		}
+		return gone[s.number]
+	})
+	slices.SortFunc(d.segs, func(a, b *segment) int {
+		return cmp.Or(cmp.Compare(a.h.first, b.h.first), cmp.Compare(a.rank(), b.rank()))
 	})
 	until := uint64(math.MaxUint64)
 	for _, s := range slices.Backward(d.segs) {
 		s.until = until
 		until = min(until, s.h.prevEnd)
 	}
-	before := uint64(0)
+	before := []uint64{0}
 	for _, s := range d.segs {
-		if p := s.h.prev; p != before && !slices.Contains(d.lost, p) {
+		if p := s.h.prev; !slices.Contains(before, p) && !slices.Contains(d.lost, p) {
 			d.damage = append(d.damage, Damage{File: fileName(p, extLog), What: "the segment is missing"})
 		}
-		before = s.number
+		before = append(slices.Clone(s.h.replaces), s.number)
 	}
 }
 
@@ -138,6 +154,12 @@ func (l *Log) recover(ctx context.Context) error {
 	}
 	for _, x := range d.damage {
 		l.found(x)
+	}
+	if err := l.finishCompaction(d); err != nil {
+		return err
+	}
+	for _, s := range d.segs {
+		l.setMoved(s)
 	}
 	rep.Sealed = len(d.segs) == 0 && len(d.lost) == 0
 	if n := len(d.segs); n > 0 {
@@ -374,11 +396,11 @@ func (l *Log) Replay(ctx context.Context, from uint64, f func(Record) error) err
 		if err != nil {
 			return err
 		}
-		if s.until == math.MaxUint64 || w.last >= s.until || s.h.flags&flagCompacted != 0 {
+		if !early(w, s) {
 			continue
 		}
 		x := Damage{File: s.name, Offset: w.end, What: "the segment ends early", First: w.last + 1, Last: s.until}
-		if next := l.segs[i+1].h; next.prev != s.number {
+		if next := l.segs[i+1].h; next.prev != s.number && !slices.Contains(s.h.replaces, next.prev) {
 			x.File, x.Offset, x.What = fileName(next.prev, extLog), 0, "the segment is missing or has no header"
 		}
 		l.found(x)
@@ -401,7 +423,9 @@ func (l *Log) replay(ctx context.Context, s *segment, from uint64, f func(Record
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)
 		}
-		return f(r.record(s.number, r.off, r.meta))
+		rec := r.record(s.number, r.off, r.meta)
+		rec.Compacted = s.h.flags&flagCompacted != 0
+		return f(rec)
 	}
 	if _, err := w.walk(); err != nil {
 		return nil, fmt.Errorf("replay: %w", err)

@@ -108,11 +108,11 @@ func (v *verifier) segment(d *folder, i int, s *segment) error {
 			v.damage(Damage{File: s.name, Offset: tail, What: "the log ends in a group that is not whole: the next open cuts it if it was never finished"})
 		}
 	}
-	if s.until == math.MaxUint64 || w.last >= s.until || s.h.flags&flagCompacted != 0 {
+	if !early(w, s) {
 		return nil
 	}
 	x := Damage{File: s.name, Offset: w.end, What: "the segment ends early", First: w.last + 1, Last: s.until}
-	if next := d.segs[i+1].h; next.prev != s.number {
+	if next := d.segs[i+1].h; next.prev != s.number && !slices.Contains(s.h.replaces, next.prev) {
 		x.File, x.Offset, x.What = fileName(next.prev, extLog), 0, "the segment is missing or has no header"
 	}
 	v.damage(x)
@@ -150,6 +150,10 @@ func (v *verifier) body(number uint64, size int64) error {
 	o := &openFile{f: f, name: name, h: h, seed: h.seed()}
 	chunks := (h.bodySize + chunkSize - 1) / chunkSize
 	for i := range chunks {
+		if at := dataStart + i*chunkStep; at >= size {
+			v.damage(Damage{File: name, Offset: size, What: "the file ends within the body", First: r.seq, Last: r.seq})
+			return nil
+		}
 		if err := context.Cause(v.ctx); err != nil {
 			return err
 		}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"time"
 )
@@ -92,6 +93,7 @@ type writer struct {
 	seed uint32
 	off  int64 // end of the last good group
 	size int64 // end of the file, zeros included
+	end  int64 // size of the segment before, when it was written by us
 	prev uint64
 	last uint64 // number of the last log segment
 	buf  []byte
@@ -364,6 +366,7 @@ func (l *Log) roll(bs []batch) error {
 			return err
 		}
 	}
+	sealedAt := w.end
 	first := w.prev + 1
 	if len(bs) > 0 {
 		first = bs[0].t.first
@@ -382,6 +385,11 @@ func (l *Log) roll(bs []batch) error {
 	w.off, w.size = dataStart, dataStart
 	l.mu.Lock()
 	l.stats.Segments++
+	if n := len(l.segs); n > 0 {
+		before := l.segs[n-1]
+		before.until, before.size = h.prevEnd, max(before.size, sealedAt)
+	}
+	l.segs = append(l.segs, &segment{number: h.number, name: w.name, h: h, size: 0, until: math.MaxUint64})
 	l.mu.Unlock()
 	return nil
 }
@@ -460,6 +468,7 @@ func (l *Log) seal() error {
 	if _, err := l.sync(); err != nil {
 		return failure{err}
 	}
+	w.end = end
 	err := w.f.Close()
 	w.h, w.f = nil, nil
 	if err != nil {
