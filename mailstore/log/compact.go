@@ -295,7 +295,7 @@ func (l *Log) named(s *segment, until uint64) (out []uint64, err error) {
 	if _, err := w.walk(); err != nil {
 		return nil, err
 	}
-	if !whole {
+	if short := until != math.MaxUint64 && w.last < until && !(w.sealed && s.h.flags&flagCompacted != 0); !whole || short {
 		return nil, fmt.Errorf("segment %s: %w", s.name, ErrDamaged)
 	}
 	return out, nil

@@ -521,3 +521,30 @@ func TestAFullDiskThenACrash(t *testing.T) {
 		}
 	}
 }
+
+func TestABodyOfAnOlderSegmentIsNoOrphanWhileADraftIsSlow(t *testing.T) {
+	fs := simfs.New()
+	l := open(t, small(fs))
+	slow := l.NewDraft()
+	slow.Write(content(9, 6000))
+	m := &model{}
+	for range 4 { // over several segments
+		for _, sizes := range [][]int{{5000}, {3000}, {3000, 6000}, {3000}} {
+			if err := m.try(l, sizes...); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := slow.Seal(ctx); err != nil { // and never appended
+		t.Fatal(err)
+	}
+	after := fs.After(simfs.KeepAll, 0)
+	slow.Discard()
+	l.Close()
+	l = open(t, small(after))
+	if rep := l.Report(); rep.Orphans != 1 || rep.Segments < 4 {
+		t.Errorf("%+v", rep)
+	}
+	m.check(t, l)
+	l.Close()
+}

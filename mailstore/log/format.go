@@ -65,7 +65,7 @@ type header struct {
 	first   uint64 // no record in here has a smaller sequence
 	prevEnd uint64 // the log's last sequence before it; what older segments hold beyond is void
 	prev    uint64 // the log segment before it; 0 for none
-	floor   uint64 // body segments below it are named by older segments, or by nothing
+	floor   uint64 // no body segment below it was on its way: each is named by an older segment, or by nothing
 	mark    uint64 // view position known durable when it was made
 
 	bodySize int64  // of a body segment

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"math"
@@ -266,7 +267,7 @@ func (l *Log) recoverLast(d *folder, s *segment) error {
 			whole = false
 		}
 	}
-	if whole && len(d.lost) == 0 && end >= max(l.opt.Position, rep.Mark) {
+	if whole && len(d.lost) == 0 && len(d.damage) == 0 && end >= max(l.opt.Position, rep.Mark) {
 		if err := l.orphans(d, s.h.floor, named); err != nil {
 			return err
 		}
@@ -300,13 +301,29 @@ func (w *walker) doubt(tail int64, position uint64) (int64, error) {
 	return tail, nil
 }
 
-// orphans removes the body segments that no record names: those from floor on,
-// but for the named. Only when every record since floor could be read.
+// orphans removes the body segments that no record names. Those below floor
+// are settled; named are those of the last segment. An older segment can name
+// a body only if it was not complete when the body got its number: if the
+// segment after it has a higher one. Where any of them is damaged nothing is
+// removed.
 func (l *Log) orphans(d *folder, floor uint64, named []uint64) error {
+	var loose []uint64
 	for n := range d.bodies {
-		if n < floor || slices.Contains(named, n) {
-			continue
+		if n >= floor && !slices.Contains(named, n) {
+			loose = append(loose, n)
 		}
+	}
+	for i := len(d.segs) - 1; i > 0 && len(loose) > 0 && d.segs[i].rank() > slices.Min(loose); i-- {
+		more, err := l.named(d.segs[i-1], d.segs[i-1].until)
+		if errors.Is(err, ErrDamaged) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		loose = slices.DeleteFunc(loose, func(n uint64) bool { return slices.Contains(more, n) })
+	}
+	for _, n := range loose {
 		if err := l.fs.Remove(l.path(n, extBody)); err != nil {
 			return err
 		}
