@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -119,13 +120,13 @@ func TestTheLeadMovesUnderLoad(t *testing.T) {
 // breaking fails from its k-th change on: the node dies there.
 type breaking struct {
 	Storage
-	left *int
+	left *atomic.Int64
 }
 
 var errBroken = errors.New("the power is gone")
 
 func (b breaking) step() error {
-	if *b.left--; *b.left < 0 {
+	if b.left.Add(-1) < 0 {
 		return errBroken
 	}
 	return nil
@@ -161,13 +162,14 @@ func TestAPromotionCutOffAnywhereIsDoneOrNot(t *testing.T) {
 			store := w.nodes[3].store
 			w.nodes[3].shut()
 			w.nodes[1].shut()
-			left := 1000
+			var left atomic.Int64
+			left.Store(1000)
 			c := w.start(3, breaking{store, &left})
 			time.Sleep(time.Second)
 			before := c.m.text()
-			left = k
+			left.Store(int64(k))
 			_, err := c.Promote(context.Background())
-			left = 0
+			left.Store(0)
 			c.shut()
 			c = w.start(3, store)
 			w.isolate(3, true)
@@ -198,16 +200,17 @@ func TestFollowingALineageCutOffAnywhereGoesOn(t *testing.T) {
 			store := w.nodes[2].store
 			w.nodes[2].shut()
 			w.nodes[1].shut()
-			left := 1000
+			var left atomic.Int64
+			left.Store(1000)
 			b := w.start(2, breaking{store, &left})
 			if _, err := w.nodes[3].Promote(context.Background()); err != nil {
 				t.Fatal(err)
 			}
 			w.nodes[3].say("ahead")
-			left = k
+			left.Store(int64(k))
 			w.isolate(3, false)
 			time.Sleep(15 * time.Second)
-			left = 0
+			left.Store(0)
 			b.shut()
 			b = w.start(2, store)
 			w.until(30*time.Second, "it follows", func() bool { return w.equal(2, 3) })
