@@ -17,6 +17,9 @@ type Files interface {
 	Remove(name string) error // harmless when absent
 }
 
+// DiskFiles are files on the real disk.
+func DiskFiles() Files { return osFiles{} }
+
 // osFiles is the real disk.
 type osFiles struct{}
 

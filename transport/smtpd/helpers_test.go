@@ -24,7 +24,7 @@ import (
 
 	"posthouse/mesh"
 	"posthouse/transport"
-	"posthouse/transport/internal/bufpipe"
+	"posthouse/simtest/bufpipe"
 )
 
 // rig is a server with deciders that know the domain here.test with joe and

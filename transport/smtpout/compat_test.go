@@ -12,7 +12,7 @@ import (
 	"github.com/emersion/go-smtp"
 
 	"posthouse/transport"
-	"posthouse/transport/internal/bufpipe"
+	"posthouse/simtest/bufpipe"
 )
 
 // foreign is a go-smtp backend that keeps what it gets.

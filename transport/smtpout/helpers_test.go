@@ -22,7 +22,7 @@ import (
 	"time"
 
 	"posthouse/transport"
-	"posthouse/transport/internal/bufpipe"
+	"posthouse/simtest/bufpipe"
 )
 
 // world is a resolver and a network of fake hosts.
