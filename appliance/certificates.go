@@ -72,12 +72,6 @@ func (c *certificates) config(protocols ...string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }}
 }
 
-// configOf is config for callers that ask anew each time.
-func (c *certificates) configOf() func() *tls.Config {
-	t := c.config()
-	return func() *tls.Config { return t }
-}
-
 // found makes the authority of a new mesh.
 func (c *certificates) found(domain string, networks []netip.Prefix) error {
 	a, err := clientca.New([]string{domain}, networks, time.Now(), c.n.env.Random)

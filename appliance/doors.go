@@ -2,6 +2,7 @@ package appliance
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 	"net/netip"
@@ -40,15 +41,16 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 			return chain.Run(ctx, m)
 		},
 	})
+	mailTLS := n.certs.config()
 	smtp, err := smtpd.New(smtpd.Config{Hostname: n.cfg.Host, Trusted: trusted}, smtpd.Deps{
 		Recipients: recipients{n.dir}, Senders: senders{n.dir}, Authenticator: authenticator{n.dir}, Intake: smtpIntake{in},
-		TLS: n.certs.configOf(), MaxSize: n.maxMessage, Reverse: n.reverse, Logger: n.part("smtpd"), Rand: n.env.Random,
+		TLS: func() *tls.Config { return mailTLS }, MaxSize: n.maxMessage, Reverse: n.reverse, Logger: n.part("smtpd"), Rand: n.env.Random,
 	})
 	if err != nil {
 		return func() {}, err
 	}
 	imap := imapd.New(imapd.Config{}, imapd.Deps{
-		Login: n.imapLogin, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, TLS: n.certs.config(), Log: n.part("imapd"),
+		Login: n.imapLogin, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, MaxMessage: n.maxMessage, TLS: mailTLS, Log: n.part("imapd"),
 	})
 	drain = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), drainLimit)

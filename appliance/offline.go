@@ -43,13 +43,13 @@ func RebuildStore(ctx context.Context, data string, progress func(done, total ui
 	if err != nil {
 		return 0, fmt.Errorf("open the store: %w", err)
 	}
+	s := mailstore.New(j, mailstore.Options{})
 	defer func() {
 		if e := j.Close(); err == nil {
 			err = e
 		}
+		s.Close()
 	}()
-	s := mailstore.New(j, mailstore.Options{})
-	defer s.Close()
 	queue.New(j, queueDeps(queue.Deps{
 		Carrier: func(transport.Destination) transport.Carrier { return nil },
 		Route:   func(*transport.Recipient) (transport.Destination, bool) { return transport.Destination{}, false },

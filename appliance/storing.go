@@ -23,7 +23,10 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
-	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota})
+	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
+		home, version, _ := n.state.Home(m)
+		return home, version
+	}})
 	n.queue = queue.New(n.journal, queueDeps(queue.Deps{
 		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Resolve: n.dir.resolveReport,
 		Member: func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
@@ -39,10 +42,10 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 }
 
 func (n *Node) closeStore() {
-	n.store.Close()
 	if err := n.journal.Close(); err != nil {
 		n.log.Error("close the store", "err", err)
 	}
+	n.store.Close()
 }
 
 // storeTexts says for each condition of the store how grave it is and what to do.

@@ -276,8 +276,8 @@ func (w *World) Equal() bool {
 	return true
 }
 
-// whole reports whether all running nodes serve, see each other, and agree
-// about the master.
+// whole reports whether all running nodes serve, see each other, agree about
+// the master, and as many vote as should.
 func (w *World) whole() bool {
 	master := ""
 	for _, o := range w.Offices {
@@ -289,10 +289,17 @@ func (w *World) whole() bool {
 			return false
 		}
 		master = s.Master
+		votes := 0
 		for _, m := range s.Members {
 			if m.State != "serving" {
 				return false
 			}
+			if m.Role != "member" {
+				votes++
+			}
+		}
+		if want := map[bool]int{len(w.Offices) < 3: 1, len(w.Offices) == 3 || len(w.Offices) == 4: 3, len(w.Offices) > 4: 5}[true]; votes != want {
+			return false
 		}
 	}
 	return true

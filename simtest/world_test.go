@@ -63,6 +63,7 @@ func TestThreeOfficesFoundJoinAndCarryMail(t *testing.T) {
 
 		// The master dies; another leads within 15 s; the dead one comes back and
 		// follows, or leads again by its priority.
+		w.Until("the mesh is whole after the heal", time.Minute, w.whole)
 		master := w.Office("praha").Status().Master
 		dead := w.Office(master)
 		dead.Kill()

@@ -344,10 +344,17 @@ func disagreement(ctx context.Context, s *State) string {
 		case len(st.Members) < len(s.Nodes):
 			return fmt.Sprintf("%s knows %d of %d nodes", n.Name, len(st.Members), len(s.Nodes))
 		}
+		votes := 0
 		for _, m := range st.Members {
 			if m.State != "serving" {
 				return fmt.Sprintf("%s sees %s as %s", n.Name, m.Name, m.State)
 			}
+			if m.Role != "member" {
+				votes++
+			}
+		}
+		if votes < voters(len(s.Nodes)) {
+			return fmt.Sprintf("%s sees %d nodes that vote", n.Name, votes)
 		}
 		if i == 0 {
 			first = st
@@ -356,6 +363,17 @@ func disagreement(ctx context.Context, s *State) string {
 		}
 	}
 	return ""
+}
+
+// voters is how many nodes vote in a mesh of that size.
+func voters(nodes int) int {
+	switch {
+	case nodes < 3:
+		return 1
+	case nodes < 5:
+		return 3
+	}
+	return 5
 }
 
 // password returns 10 letters and digits that are easy to type.

@@ -23,8 +23,8 @@ import (
 	"time"
 
 	"posthouse/mesh"
-	"posthouse/transport"
 	"posthouse/simtest/bufpipe"
+	"posthouse/transport"
 )
 
 // rig is a server with deciders that know the domain here.test with joe and

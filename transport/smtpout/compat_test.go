@@ -11,8 +11,8 @@ import (
 
 	"github.com/emersion/go-smtp"
 
-	"posthouse/transport"
 	"posthouse/simtest/bufpipe"
+	"posthouse/transport"
 )
 
 // foreign is a go-smtp backend that keeps what it gets.

@@ -21,8 +21,8 @@ import (
 	"testing"
 	"time"
 
-	"posthouse/transport"
 	"posthouse/simtest/bufpipe"
+	"posthouse/transport"
 )
 
 // world is a resolver and a network of fake hosts.
