@@ -58,6 +58,9 @@ func (n *Node) runMesh(g *group) error {
 	}
 	stopState := n.state.Watch(func(c domain.Change) {
 		poke(changed)
+		if e := n.elected(); e != nil && c.Parts&domain.Nodes != 0 {
+			e.Kick()
+		}
 		if c.Parts&(domain.Users|domain.Homes) != 0 {
 			poke(homes)
 		}
@@ -130,6 +133,30 @@ func (n *Node) membership(ctx context.Context) error {
 	defer report.stop()
 	report.run("version", n.reportVersion)
 	return e.Run(ctx)
+}
+
+// waitState waits until a member knows the domain state that it knew at its
+// end: before that it would refuse everybody.
+func (n *Node) waitState(ctx context.Context) error {
+	if !n.rec.get().Member {
+		return nil
+	}
+	for {
+		changed := n.live.wait()
+		if e := n.elected(); e != nil {
+			select {
+			case <-e.Ready():
+				return nil
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 }
 
 // elected returns the election, nil before the node is a member.
@@ -217,9 +244,6 @@ func (n *Node) keepPeers(ctx context.Context, changed <-chan struct{}) error {
 		if key := n.routeKey(); key != last {
 			last = key
 			n.queue.Reroute()
-			if e := n.elected(); e != nil {
-				e.Kick()
-			}
 		}
 		// Names of unreachable peers are looked up again; link dials by itself.
 		var timer <-chan time.Time

@@ -201,6 +201,11 @@ func (n *Node) Run(ctx context.Context) (err error) {
 		return err
 	}
 
+	n.setStage("the domain state is being read")
+	if err := n.waitState(ctx); err != nil {
+		return nil // it was told to stop before it was up
+	}
+
 	carriers := newGroup(fail)
 	defer carriers.stop()
 	carriers.run("queue", n.queue.Run)
