@@ -186,9 +186,9 @@ func TestAFullDiskTakesNothingAndHoldsNothing(t *testing.T) {
 }
 
 func TestALargeFolderIsCheapToOpen(t *testing.T) {
-	w, f := largeFolder(t, 20000)
+	w, _ := largeFolder(t, 20000)
 	w.crash(false)
-	f = w.folder(1, "INBOX")
+	f := w.folder(1, "INBOX")
 	st, infos, err := f.List()
 	if err != nil || len(infos) != 20000 || st.Messages != 20000 {
 		t.Fatal(len(infos), err)

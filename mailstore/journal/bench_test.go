@@ -13,7 +13,7 @@ import (
 )
 
 // rows is an engine that writes what a delivery writes.
-type rows struct{ n uint64 }
+type rows struct{}
 
 func (e *rows) Apply(r log.Record, b *kv.Batch, live bool) error {
 	for i := range 4 {

@@ -417,7 +417,7 @@ func TestRebuildAppliesEverythingAgainAndTellsHowFar(t *testing.T) {
 			t.Fatal("the rebuilt view differs")
 		}
 		d.Close(t)
-		j, c = started(t, d)
+		_, c = started(t, d)
 		if len(c.applied) != 0 {
 			t.Fatal("replayed again:", len(c.applied))
 		}

@@ -202,7 +202,7 @@ func (e *Election) Run(ctx context.Context) error {
 	defer stop()
 	failed := make(chan error, 1)
 	wg.Go(func() {
-		if err := e.accept(work, &wg); err != nil && work.Err() == nil {
+		if err := e.accept(work, &wg); work.Err() == nil {
 			failed <- err
 		}
 	})

@@ -135,7 +135,8 @@ func (s *streams) Dial(at raft.ServerAddress, timeout time.Duration) (net.Conn, 
 
 var errLineage = errors.New("it belongs to another lineage")
 
-// accept takes the streams that peers open, for whatever life there is.
+// accept takes the streams that peers open, for whatever life there is, until
+// that cannot be done any more; its error is never nil.
 func (e *Election) accept(ctx context.Context, wg *sync.WaitGroup) error {
 	for {
 		c, from, err := e.d.Network.Accept(ctx)

@@ -153,7 +153,7 @@ func TestPrintingAKeyOrTokenShowsNoSecret(t *testing.T) {
 
 // shake runs a handshake over loopback (a net.Pipe has no room for an alert that
 // crosses the other side's flight).
-func shake(t *testing.T, client, server *tls.Config) (clientErr, serverErr error, cs, ss tls.ConnectionState) {
+func shake(t *testing.T, client, server *tls.Config) (cs, ss tls.ConnectionState, clientErr, serverErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -249,7 +249,7 @@ func TestOnlyTheKeyDecidesWhoIsIn(t *testing.T) {
 		}), server(a), false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			cerr, serr, cs, ss := shake(t, tt.client, tt.server)
+			cs, ss, cerr, serr := shake(t, tt.client, tt.server)
 			if ok := cerr == nil && serr == nil; ok != tt.ok {
 				t.Fatalf("client %v, server %v", cerr, serr)
 			}
@@ -273,7 +273,7 @@ func TestARefusedNodeCannotComeBackByResumption(t *testing.T) {
 	client := a.ClientTLS("mesh", func(mesh.KeyHash) error { return nil })
 	client.ClientSessionCache = tls.NewLRUClientSessionCache(8)
 	for range 2 {
-		cerr, serr, cs, _ := shake(t, client, server)
+		cs, _, cerr, serr := shake(t, client, server)
 		if cerr != nil || serr != nil || cs.DidResume {
 			t.Fatalf("client %v, server %v, resumed %v", cerr, serr, cs.DidResume)
 		}

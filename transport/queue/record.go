@@ -105,17 +105,6 @@ func (r *row) ended() bool {
 	return true
 }
 
-// due returns when the first waiting recipient is due; never if none waits.
-func (r *row) due() time.Duration {
-	d := never
-	for i := range r.Rcpts {
-		if r.Rcpts[i].State == Waiting && r.Rcpts[i].Due < d {
-			d = r.Rcpts[i].Due
-		}
-	}
-	return d
-}
-
 const never = time.Duration(math.MaxInt64)
 
 // A leg row starts with what scans look at, before its CBOR:

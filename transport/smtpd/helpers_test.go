@@ -75,10 +75,6 @@ func (l *lockedBuffer) String() string {
 	return l.b.String()
 }
 
-type recipientsFunc func(ctx context.Context, s *Session, r Rcpt) error
-
-func (f recipientsFunc) Check(ctx context.Context, s *Session, r Rcpt) error { return f(ctx, s, r) }
-
 type sendersFunc func(ctx context.Context, s *Session, from mesh.Address, p MailParams) (transport.Origin, error)
 
 func (f sendersFunc) Check(ctx context.Context, s *Session, from mesh.Address, p MailParams) (transport.Origin, error) {

@@ -317,15 +317,6 @@ func (c *chunkText) check(p []byte) {
 	}
 }
 
-// finish throws the rest of the running chunk away, if it is not too long.
-func (c *chunkText) finish() error {
-	if err := skip(c.w, c.left); err != nil {
-		return err
-	}
-	c.left = 0
-	return nil
-}
-
 // skip throws n bytes of the wire away; -1 is more than can be counted.
 func skip(w *wire, n int64) error {
 	if n < 0 || n > maxRefused {
