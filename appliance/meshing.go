@@ -47,8 +47,21 @@ func (n *Node) buildLink(socket net.PacketConn) (err error) {
 }
 
 // runMesh starts what makes this node part of a mesh. What needs membership
-// waits for it.
-func (n *Node) runMesh(g *group) error {
+// waits for it. It returns when the domain state is what it was at the last
+// stop: nobody may see this node's peers, or ask it for a mailbox, while the
+// state still grows command by command.
+func (n *Node) runMesh(ctx context.Context, g *group) error {
+	g.run("membership", n.membership)
+	rec := n.rec.get()
+	if rec.Member {
+		n.setStage("the domain state is being read")
+		n.becomeMember()
+		select {
+		case <-n.restored:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
 	changed, homes := make(chan struct{}, 1), make(chan struct{}, 1)
 	poke := func(c chan struct{}) {
 		select {
@@ -80,12 +93,9 @@ func (n *Node) runMesh(g *group) error {
 	g.run("join door", n.keepDoor)
 	g.run("relay", n.serveRelay)
 	g.run("certificates", n.keepCertificate)
-	g.run("membership", n.membership)
-	if r := n.rec.get(); r.Member {
-		n.becomeMember()
-	} else if r.Intent.Target != "" {
+	if !rec.Member && rec.Intent.Target != "" {
 		n.setPhase(mesh.Joining)
-		n.startJoin(r.Intent)
+		n.startJoin(rec.Intent)
 	}
 	return nil
 }
@@ -132,6 +142,14 @@ func (n *Node) membership(ctx context.Context) error {
 	report := newGroup(func(error) {})
 	defer report.stop()
 	report.run("version", n.reportVersion)
+	report.run("restored", func(ctx context.Context) error {
+		select {
+		case <-e.Ready():
+			close(n.restored)
+		case <-ctx.Done():
+		}
+		return nil
+	})
 	return e.Run(ctx)
 }
 

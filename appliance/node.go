@@ -70,6 +70,7 @@ type Node struct {
 	joinStop context.CancelFunc
 	member   bool
 	startup  chan struct{} // closed once the member part may start
+	restored chan struct{} // closed once the state is what it was at the last stop
 }
 
 // Limits of a stop: the whole of it stays below what systemd allows.
@@ -83,7 +84,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{})}
+	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
 	n.log = env.Logger.With("node", cfg.Name)
 	n.board = health.New(n.live.send)
 	n.setStage("the node is starting")
@@ -197,8 +198,8 @@ func (n *Node) Run(ctx context.Context) (err error) {
 
 	n.meshes = newGroup(fail)
 	defer n.meshes.stop()
-	if err := n.runMesh(n.meshes); err != nil {
-		return err
+	if err := n.runMesh(ctx, n.meshes); err != nil {
+		return asked(err)
 	}
 
 	n.setStage("the domain state is being read")
@@ -231,10 +232,17 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	}
 	n.setStage("the node is stopping")
 	n.setPhase(mesh.Draining)
+	if err = asked(err); err != nil {
+		n.log.Error("node fails", "err", err)
+	}
+	return err
+}
+
+// asked is nil for a stop that was asked for.
+func asked(err error) error {
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}
-	n.log.Error("node fails", "err", err)
 	return err
 }
 

@@ -60,11 +60,26 @@ func signal(pid int, word string, sig syscall.Signal, limit time.Duration) bool 
 	}
 	syscall.Kill(pid, sig)
 	for end := time.Now().Add(limit); time.Now().Before(end); time.Sleep(step) {
-		if !alive(pid, word) {
+		if gone(pid) {
 			return true
 		}
 	}
 	return false
+}
+
+// gone reports whether a process that was signalled holds nothing any more. A
+// dying one loses its command line first and is called a zombie next, while its
+// other threads still hold its ports and locks: the next start would find them
+// taken.
+func gone(pid int) bool {
+	dir := "/proc/" + strconv.Itoa(pid)
+	stat, err := os.ReadFile(dir + "/stat")
+	if err != nil {
+		return true
+	}
+	_, after, _ := strings.Cut(string(stat), ") ") // the name before it may hold anything
+	threads, _ := os.ReadDir(dir + "/task")
+	return len(threads) <= 1 && (strings.HasPrefix(after, "Z") || strings.HasPrefix(after, "X"))
 }
 
 // stop ends a process of ours: it may finish what it does, then it must go.

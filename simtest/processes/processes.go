@@ -3,7 +3,8 @@
 // the clients that people would use, and counts every message.
 //
 // Only its own tests use it. A test that would take long does a part of its
-// work in `make test` and all of it in `make prove` (PROVE=full).
+// work in `make test` and all of it in `make prove` (PROVE=full). With
+// PROVE_KEEP set, the folder of a failed test's mesh stays for a look.
 package processes
 
 import (
@@ -97,6 +98,10 @@ func Up(tb testing.TB, offices ...string) *Mesh {
 		m.Command("demo", "down", "--dir", dir)
 		if tb.Failed() {
 			m.printLogs()
+			if os.Getenv("PROVE_KEEP") != "" {
+				tb.Logf("kept in %s", dir)
+				return
+			}
 		}
 		os.RemoveAll(dir)
 	})

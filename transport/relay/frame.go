@@ -187,8 +187,6 @@ func (f *legFrame) check(peer mesh.NodeID, offer bool, member func(mesh.NodeID) 
 		return &transport.Fault{Code: 554, Enhanced: "5.4.6", Text: "message goes round in a circle between offices"}
 	case e.Hops == 0 && e.EntryNode != peer:
 		return bad("it did not enter where it says")
-	case !member(e.EntryNode):
-		return bad("it entered at an office that is none of ours")
 	case len(e.From) > mesh.MaxPathLen:
 		return bad("its sender is too long")
 	}
@@ -211,6 +209,11 @@ func (f *legFrame) check(peer mesh.NodeID, offer bool, member func(mesh.NodeID) 
 		if _, err := mesh.ParseAddress(r.Address); err != nil && offer {
 			return bad("a recipient is no address")
 		}
+	}
+	// Last, and for now only: an office that joined a moment ago stands in the
+	// sender's copy of the domain state before it stands in ours.
+	if !member(e.EntryNode) {
+		return &transport.Fault{Code: 451, Enhanced: "4.3.2", Text: "the office where the message entered is not known here yet"}
 	}
 	return nil
 }

@@ -247,7 +247,7 @@ func (s *server) end(ctx context.Context, p []byte) error {
 	// The order of a mailbox is the order of the stream: each message takes its
 	// turn here and is logged when those before it in its mailboxes are.
 	var turns []*turn
-	if !in.offer && in.fault == nil {
+	if !in.offer && (in.fault == nil || in.fault.Temporary()) {
 		for i := range in.Rcpts {
 			m := in.Rcpts[i].Mailbox
 			t := &turn{before: s.last[m], done: make(chan struct{})}
@@ -280,7 +280,7 @@ func (s *server) work(ctx context.Context, f func(context.Context)) error {
 func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []transport.Result {
 	self := s.r.d.Name(s.r.d.Self)
 	results := make([]transport.Result, len(in.Rcpts))
-	if in.fault != nil {
+	if in.fault != nil && turns == nil {
 		return fill(len(in.Rcpts), in.fault.Result(self))
 	}
 	var todo []transport.Recipient
@@ -303,7 +303,13 @@ func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []tra
 		todo = append(todo, in.Rcpts[i])
 		at = append(at, i)
 	}
-	rs, err := s.log(ctx, in, todo)
+	var rs []transport.Result
+	var err error
+	if in.fault != nil { // for now: those behind it wait too
+		err = in.fault
+	} else {
+		rs, err = s.log(ctx, in, todo)
+	}
 	for k, i := range at {
 		switch {
 		case err != nil:
