@@ -2,26 +2,178 @@ package simtest
 
 import (
 	"bufio"
+	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/emersion/go-imap/v2"
 	"github.com/emersion/go-imap/v2/imapclient"
 )
 
-// Inbox logs in as an office's user at the office and returns the subjects in
-// INBOX, in order.
-func (w *World) Inbox(office string) ([]string, error) {
+// client is an SMTP session; each answer is read before the next command.
+type client struct {
+	c net.Conn
+	r *bufio.Reader
+}
+
+const clientLimit = 3 * time.Minute // for one answer
+
+var clientTLS = &tls.Config{InsecureSkipVerify: true}
+
+// smtp opens a session at an office. With a user it logs in, after STARTTLS.
+func (w *World) smtp(office string, port int, user, password string) (*client, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	c, err := w.dial(ctx, netip.MustParseAddrPort("192.0.2.1:40000"), netip.AddrPortFrom(w.Office(office).Addr, uint16(port)).String())
+	if err != nil {
+		return nil, err
+	}
+	s := &client{c, bufio.NewReader(c)}
+	steps := [][2]string{{"", "220"}, {"EHLO client.example.net", "250"}}
+	if user != "" {
+		steps = append(steps, [2]string{"STARTTLS", "220"})
+	}
+	for _, x := range steps {
+		if err := s.must(x[0], x[1]); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	if user == "" {
+		return s, nil
+	}
+	t := tls.Client(c, clientTLS)
+	s.c, s.r = t, bufio.NewReader(t)
+	secret := base64.StdEncoding.EncodeToString([]byte("\x00" + user + "\x00" + password))
+	for _, x := range [][2]string{{"EHLO client.example.net", "250"}, {"AUTH PLAIN " + secret, "235"}} {
+		if err := s.must(x[0], x[1]); err != nil {
+			s.close()
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+func (s *client) close() { s.c.Close() }
+
+func (s *client) must(line, want string) error {
+	code, said, err := s.say(line)
+	if err == nil && fmt.Sprint(code) != want {
+		err = fmt.Errorf("%s: %s", line, said)
+	}
+	return err
+}
+
+// say sends a command and reads its whole answer.
+func (s *client) say(line string) (code int, said string, err error) {
+	s.c.SetDeadline(time.Now().Add(clientLimit))
+	if line != "" {
+		if _, err := fmt.Fprintf(s.c, "%s\r\n", line); err != nil {
+			return 0, "", err
+		}
+	}
+	for {
+		answer, err := s.r.ReadString('\n')
+		if err != nil {
+			return 0, "", err
+		}
+		if len(answer) > 3 && answer[3] == '-' {
+			continue
+		}
+		if _, err := fmt.Sscanf(answer, "%d", &code); err != nil {
+			return 0, "", fmt.Errorf("not an answer: %q", answer)
+		}
+		return code, strings.TrimSpace(answer), nil
+	}
+}
+
+// send hands one message in. It returns an answer for each recipient, that to
+// the text where the recipient was taken; an error means that no final answer
+// was read, and after it the session is of no use.
+func (s *client) send(from string, to []string, text string) (answers []int, err error) {
+	answers = make([]int, len(to))
+	refuse := func(code int) []int {
+		for i := range answers {
+			if answers[i] < 300 {
+				answers[i] = code
+			}
+		}
+		return answers
+	}
+	code, _, err := s.say("MAIL FROM:<" + from + ">")
+	if err != nil || code != 250 {
+		return refuse(code), err
+	}
+	taken := 0
+	for i, r := range to {
+		if answers[i], _, err = s.say("RCPT TO:<" + r + ">"); err != nil {
+			return answers, err
+		}
+		if answers[i] < 300 {
+			taken++
+		}
+	}
+	if taken == 0 {
+		_, _, err := s.say("RSET")
+		return answers, err
+	}
+	if code, _, err = s.say("DATA"); err != nil {
+		return answers, err
+	}
+	if code != 354 {
+		return refuse(code), nil
+	}
+	code, _, err = s.say(text + ".")
+	if err != nil {
+		return answers, err
+	}
+	if code >= 300 {
+		return refuse(code), nil
+	}
+	return answers, nil
+}
+
+// text is a message as a client writes it.
+func text(from, to, subject string) string {
+	return "From: <" + from + ">\r\nTo: <" + to + ">\r\nDate: Mon, 23 Nov 2026 09:00:00 +0000\r\nMessage-ID: <" + subject + "@client>\r\nSubject: " + subject + "\r\n\r\n" + body(subject)
+}
+
+func body(subject string) string {
+	return "The body of " + subject + ".\r\n" + strings.Repeat(subject+"\r\n", len(subject)*7%40)
+}
+
+// Letter is a message as IMAP shows it.
+type Letter struct {
+	UID     imap.UID
+	Subject string
+	Text    string // of everything but plain test messages: header and body
+	Whole   bool   // the body is what the client sent
+}
+
+// Box is an INBOX as IMAP shows it.
+type Box struct {
+	UIDValidity uint32
+	UIDNext     imap.UID
+	Letters     []Letter // by UID
+}
+
+// Open reads the INBOX of an office's user at the office. With bodies it
+// fetches what was sent, else subjects alone.
+func (w *World) Open(office string, bodies bool) (*Box, error) {
 	o := w.Office(office)
-	conn, err := w.dial(netip.AddrPortFrom(o.Addr, 50000), netip.AddrPortFrom(o.Addr, 143).String())
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := w.dial(ctx, netip.AddrPortFrom(o.Addr, 50000), netip.AddrPortFrom(o.Addr, 143).String())
 	if err != nil {
 		return nil, err
 	}
 	defer conn.Close()
-	c, err := imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: &tls.Config{InsecureSkipVerify: true}})
+	c, err := imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: clientTLS})
 	if err != nil {
 		return nil, err
 	}
@@ -30,50 +182,48 @@ func (w *World) Inbox(office string) ([]string, error) {
 		return nil, err
 	}
 	box, err := c.Select("INBOX", &imap.SelectOptions{ReadOnly: true}).Wait()
-	if err != nil || box.NumMessages == 0 {
-		return nil, err
-	}
-	var all imap.SeqSet
-	all.AddRange(1, 0)
-	msgs, err := c.Fetch(all, &imap.FetchOptions{Envelope: true}).Collect()
 	if err != nil {
 		return nil, err
 	}
-	out := make([]string, len(msgs))
+	out := &Box{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext}
+	if box.NumMessages == 0 {
+		return out, nil
+	}
+	var all imap.SeqSet
+	all.AddRange(1, 0)
+	section := &imap.FetchItemBodySection{Peek: true}
+	want := &imap.FetchOptions{Envelope: true, UID: true}
+	if bodies {
+		want.BodySection = []*imap.FetchItemBodySection{section}
+	}
+	msgs, err := c.Fetch(all, want).Collect()
+	if err != nil {
+		return nil, err
+	}
+	out.Letters = make([]Letter, len(msgs))
 	for _, m := range msgs {
-		out[m.SeqNum-1] = m.Envelope.Subject
+		l := Letter{UID: m.UID, Subject: m.Envelope.Subject}
+		if bodies {
+			b := string(m.FindBodySection(section))
+			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject))
+			if !l.Whole {
+				l.Text = b
+			}
+		}
+		out.Letters[m.SeqNum-1] = l
 	}
 	return out, nil
 }
 
-// converse is the simplest SMTP client: one message, one recipient, each answer
-// read before the next command.
-func converse(c net.Conn, from, to, text string) error {
-	r := bufio.NewReader(c)
-	say := func(line, want string) error {
-		if line != "" {
-			if _, err := fmt.Fprintf(c, "%s\r\n", line); err != nil {
-				return err
-			}
-		}
-		for {
-			answer, err := r.ReadString('\n')
-			if err != nil {
-				return err
-			}
-			if len(answer) > 3 && answer[3] == '-' {
-				continue
-			}
-			if !strings.HasPrefix(answer, want) {
-				return fmt.Errorf("%s: %s", line, strings.TrimSpace(answer))
-			}
-			return nil
-		}
+// Inbox returns the subjects in the INBOX of an office's user, in order.
+func (w *World) Inbox(office string) ([]string, error) {
+	b, err := w.Open(office, false)
+	if err != nil {
+		return nil, err
 	}
-	for _, step := range [][2]string{{"", "220"}, {"EHLO client.example.net", "250"}, {"MAIL FROM:<" + from + ">", "250"}, {"RCPT TO:<" + to + ">", "250"}, {"DATA", "354"}, {text + ".", "250"}, {"QUIT", "221"}} {
-		if err := say(step[0], step[1]); err != nil {
-			return err
-		}
+	out := make([]string, len(b.Letters))
+	for i, l := range b.Letters {
+		out[i] = l.Subject
 	}
-	return nil
+	return out, nil
 }

@@ -8,11 +8,8 @@
 package simtest
 
 import (
-	"context"
-	"crypto/rand"
-	"errors"
 	"fmt"
-	"log/slog"
+	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
@@ -22,12 +19,8 @@ import (
 
 	"github.com/quic-go/quic-go/testutils/simnet"
 
-	"posthouse/appliance"
 	"posthouse/appliance/admin"
 	"posthouse/appliance/config"
-	"posthouse/mailstore/kv"
-	"posthouse/mailstore/log/simfs"
-	"posthouse/mesh/election"
 	"posthouse/simtest/bufpipe"
 )
 
@@ -37,36 +30,33 @@ const Domain = "company.test"
 // World is a few offices on a simulated network. Make it inside a bubble.
 type World struct {
 	tb      testing.TB
-	Latency time.Duration // one way, between any two nodes
+	Latency time.Duration // one way, between any two nodes; see Slow for single lines
 	Offices []*Office
+	Outside *Outside
 
-	mu  sync.Mutex
-	cut map[[2]netip.Addr]bool // from, to
+	mu    sync.Mutex
+	lines map[[2]netip.Addr]line // from, to; absent: as good as can be
+	dice  *mathrand.Rand
 	simnet.PerfectRouter
-	tcp map[string]*bufpipe.Listener // by "address:port" or socket path
+	tcp   map[string]*bufpipe.Listener // by "address:port" or socket path
+	conns map[*conn]bool
+	story []string // what was done and what went wrong, for people
+	began time.Time
+	wrong []string // violations that watchers saw
 }
 
-// Office is one node with everything that outlives its process.
-type Office struct {
-	w    *World
-	Name string
-	Addr netip.Addr
-	cfg  *config.Config
-
-	disk   *simfs.FS
-	view   *kv.Memory
-	votes  *election.MemStorage
-	seed   uint64
-	line   *simnet.Simnet
-	socket *simnet.SimConn
-	node   *appliance.Node
-	cancel context.CancelFunc
-	done   chan error
+// line is one direction between two addresses.
+type line struct {
+	cut   bool
+	loss  float64       // 0 to 1
+	extra time.Duration // on top of World.Latency
 }
 
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
-	w := &World{tb: tb, Latency: 10 * time.Millisecond, cut: map[[2]netip.Addr]bool{}, tcp: map[string]*bufpipe.Listener{}}
+	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, dice: mathrand.New(mathrand.NewPCG(1, 1)),
+		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, began: time.Now()}
+	w.Outside = newOutside(w)
 	for i, name := range offices {
 		addr := netip.AddrFrom4([4]byte{10, 0, byte(i + 1), 1})
 		at := func(port int) string { return netip.AddrPortFrom(addr, uint16(port)).String() }
@@ -76,7 +66,7 @@ func NewWorld(tb testing.TB, offices ...string) *World {
 		if len(problems) > 0 {
 			tb.Fatal(problems)
 		}
-		w.Offices = append(w.Offices, &Office{w: w, Name: name, Addr: addr, cfg: cfg, disk: simfs.New(), view: &kv.Memory{}, votes: election.NewMemStorage()})
+		w.Offices = append(w.Offices, newOffice(w, name, addr, cfg))
 	}
 	return w
 }
@@ -93,133 +83,95 @@ func (w *World) Office(name string) *Office {
 	return nil
 }
 
+// Names returns the offices' names.
+func (w *World) Names() []string {
+	out := make([]string, len(w.Offices))
+	for i, o := range w.Offices {
+		out[i] = o.Name
+	}
+	return out
+}
+
 // SendPacket implements simnet.Router: cut lines lose everything.
 func (w *World) SendPacket(p simnet.Packet) error {
-	from, to := udpAddr(p.From), udpAddr(p.To)
 	w.mu.Lock()
-	cut := w.cut[[2]netip.Addr{from, to}]
+	l := w.lines[[2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}]
+	lost := l.cut || l.loss > 0 && w.dice.Float64() < l.loss
 	w.mu.Unlock()
-	if cut {
+	if lost {
 		return nil
 	}
 	w.PerfectRouter.SendPacket(p) // nobody there: lost, as on a real network
 	return nil
 }
 
-func udpAddr(a net.Addr) netip.Addr { return a.(*net.UDPAddr).AddrPort().Addr().Unmap() }
-
-// Cut cuts the lines between each office of a and each of b, both ways.
-func (w *World) Cut(a, b []string) { w.setCut(a, b, true) }
-
-// Heal mends them.
-func (w *World) Heal(a, b []string) { w.setCut(a, b, false) }
-
-func (w *World) setCut(a, b []string, cut bool) {
+// latency is what a packet's line takes.
+func (w *World) latency(p simnet.Packet) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, x := range a {
-		for _, y := range b {
-			p, q := w.Office(x).Addr, w.Office(y).Addr
-			w.cut[[2]netip.Addr{p, q}], w.cut[[2]netip.Addr{q, p}] = cut, cut
-		}
-	}
+	return w.Latency + w.lines[[2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}].extra
 }
 
-// Start starts an office's node; it returns at once.
-func (o *Office) Start() {
-	o.w.tb.Helper()
-	o.line = &simnet.Simnet{Router: o.w}
-	o.socket = o.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{Latency: o.w.Latency})
-	o.line.Start()
-	env := appliance.Environment{
-		Packet: func(string) (net.PacketConn, error) { return o.socket, nil },
-		Listen: func(_ context.Context, _, address string) (net.Listener, error) { return o.w.listen(address) },
-		Dial: func(_ context.Context, _, address string) (net.Conn, error) {
-			return o.w.dial(netip.AddrPortFrom(o.Addr, 40000), address)
-		},
-		Resolver: names{o.w}, Disk: o.disk, View: kv.Options{Memory: true, Kept: o.view}, Files: appliance.DiskFiles(), Random: rand.Reader,
-		Election: func(string) (election.Storage, error) { return o.votes, nil },
-		Logger:   slog.New(slog.DiscardHandler),
-	}
-	node, err := appliance.New(o.cfg, env, "sim")
-	if err != nil {
-		o.w.tb.Fatal(err)
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	o.node, o.cancel, o.done = node, cancel, make(chan error, 1)
-	go func() { o.done <- node.Run(ctx) }()
+func udpAddr(a net.Addr) netip.Addr { return a.(*net.UDPAddr).AddrPort().Addr().Unmap() }
+
+// note writes a line of the story.
+func (w *World) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.story = append(w.story, fmt.Sprintf("%12s  ", time.Since(w.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
 }
 
-// Stop ends the node as SIGTERM does.
-func (o *Office) Stop() {
-	o.w.tb.Helper()
-	if o.node == nil {
-		return
+// violation notes something that must never be; the test fails at its end.
+func (w *World) violation(format string, args ...any) {
+	w.note("VIOLATION: "+format, args...)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.wrong) < 50 {
+		w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
 	}
-	o.cancel()
-	if err := <-o.done; err != nil {
-		o.w.tb.Errorf("%s ended with: %v", o.Name, err)
-	}
-	o.unplug()
-}
-
-// Kill ends the node as a power cut does: its packets stop, its disk answers
-// nothing any more, and what was not synced is lost.
-func (o *Office) Kill() {
-	if o.node == nil {
-		return
-	}
-	o.disk.Crash()
-	o.socket.Close()
-	o.cancel()
-	<-o.done // whatever it says: it is dead
-	o.unplug()
-	o.seed++
-	o.disk = o.disk.After(simfs.Random, o.seed)
-}
-
-func (o *Office) unplug() {
-	o.socket.Close()
-	o.line.Close()
-	o.node = nil
-}
-
-// Ops are the operations of a running node.
-func (o *Office) Ops() admin.Operations { return o.node }
-
-// Ctx is a context in which an admin acts.
-func Ctx() context.Context {
-	return admin.WithActor(context.Background(), admin.Actor{Name: "local", Admin: true})
-}
-
-// Status asks a running node.
-func (o *Office) Status() admin.Status {
-	o.w.tb.Helper()
-	s, err := o.node.Status(Ctx())
-	if err != nil {
-		o.w.tb.Fatal(err)
-	}
-	return s
 }
 
 // Until waits, in virtual time, until f is true; it fails the test after limit
 // and returns how long it took.
 func (w *World) Until(what string, limit time.Duration, f func() bool) time.Duration {
 	w.tb.Helper()
-	began := time.Now()
+	took, ok := w.within(limit, f)
+	if !ok {
+		w.explain()
+		w.tb.Fatalf("%s: not within %v", what, limit)
+	}
+	return took
+}
+
+// within waits until f is true, at most for limit.
+func (w *World) within(limit time.Duration, f func() bool) (time.Duration, bool) {
+	began, pause := time.Now(), 50*time.Millisecond
 	for !f() {
 		if time.Since(began) > limit {
-			for _, o := range w.Offices {
-				if o.node != nil {
-					s := o.Status()
-					w.tb.Logf("%s: %s, master %q, term %d, %s, joining %v", o.Name, s.State, s.Master, s.Term, s.Health.Sentence, s.JoinProgress)
-				}
-			}
-			w.tb.Fatalf("%s: not within %v", what, limit)
+			return time.Since(began), false
 		}
-		time.Sleep(50 * time.Millisecond)
+		time.Sleep(pause)
+		if pause < 500*time.Millisecond && time.Since(began) > 10*time.Second {
+			pause = 500 * time.Millisecond
+		}
 	}
-	return time.Since(began)
+	return time.Since(began), true
+}
+
+// explain prints how all nodes see themselves.
+func (w *World) explain() {
+	w.tb.Helper()
+	for _, o := range w.Offices {
+		if !o.Up() {
+			w.tb.Logf("%s: down", o.Name)
+			continue
+		}
+		s := o.Status()
+		w.tb.Logf("%s: %s, master %q, term %d, %s, outside %d, held %d, joining %v", o.Name, s.State, s.Master, s.Term, s.Health.Sentence, s.QueueOutside, s.QueueHeld, s.JoinProgress)
+		for _, m := range s.Members {
+			w.tb.Logf("    %s sees %s: %s, %s, %s, queue %d for %d s", o.Name, m.Name, m.State, m.Role, m.Path, m.Queue, m.Oldest)
+		}
+	}
 }
 
 // Found starts all offices, founds the mesh at the first, and lets the others
@@ -231,7 +183,7 @@ func (w *World) Found() {
 	}
 	w.Until("all nodes have started", time.Minute, func() bool {
 		for _, o := range w.Offices {
-			if o.Status().Health.Sentence == "" || o.node == nil || o.Status().State == "" || len(o.Status().Conditions) == 0 {
+			if !o.Up() || o.Status().Health.Sentence == "" || o.Status().State == "" || len(o.Status().Conditions) == 0 {
 				return false
 			}
 		}
@@ -264,7 +216,7 @@ func (w *World) Found() {
 func (w *World) Equal() bool {
 	hash := ""
 	for _, o := range w.Offices {
-		if o.node == nil {
+		if !o.Up() {
 			continue
 		}
 		s := o.Status()
@@ -281,7 +233,7 @@ func (w *World) Equal() bool {
 func (w *World) whole() bool {
 	master := ""
 	for _, o := range w.Offices {
-		if o.node == nil {
+		if !o.Up() {
 			return false
 		}
 		s := o.Status()
@@ -309,97 +261,26 @@ func (w *World) whole() bool {
 func (w *World) Close() {
 	for _, o := range w.Offices {
 		o.Stop()
+		o.bury()
 	}
+	w.Outside.close()
 	time.Sleep(2 * time.Minute)
 }
 
-// Send submits one message at an office's port 25 from outside, and returns
+// Submit hands in one message at an office's port 25 from outside, and returns
 // what the node answered to the text.
-func (w *World) Send(office, from, to, subject string) error {
-	c, err := w.dial(netip.MustParseAddrPort("192.0.2.1:40000"), netip.AddrPortFrom(w.Office(office).Addr, 25).String())
+func (w *World) Submit(office, from, to, subject string) error {
+	c, err := w.smtp(office, 25, "", "")
 	if err != nil {
 		return err
 	}
-	defer c.Close()
-	return converse(c, from, to, "Subject: "+subject+"\r\n\r\nThe body of "+subject+".\r\n")
-}
-
-// listener is a TCP port of the simulated network, or a control socket.
-type listener struct {
-	*bufpipe.Listener
-	closed func()
-}
-
-func (l *listener) Close() error {
-	l.closed()
-	return l.Listener.Close()
-}
-
-func (w *World) listen(address string) (net.Listener, error) {
-	var addr net.Addr = &net.UnixAddr{Name: address, Net: "unix"}
-	if a, err := netip.ParseAddrPort(address); err == nil {
-		addr = net.TCPAddrFromAddrPort(a)
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.tcp[address] != nil {
-		return nil, fmt.Errorf("listen %s: address in use", address)
-	}
-	l := bufpipe.Listen(addr)
-	w.tcp[address] = l
-	return &listener{l, sync.OnceFunc(func() {
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		delete(w.tcp, address)
-	})}, nil
-}
-
-var errRefused = errors.New("connection refused")
-
-// dial connects to a port that somebody listens on. A line that is cut does not
-// cut TCP: mail between nodes goes by UDP, and clients sit in their office.
-func (w *World) dial(from netip.AddrPort, address string) (net.Conn, error) {
-	w.mu.Lock()
-	l := w.tcp[address]
-	w.mu.Unlock()
-	if l == nil {
-		return nil, errRefused
-	}
-	return l.Dial(net.TCPAddrFromAddrPort(from))
-}
-
-// names is the world's DNS: the offices' hosts, and nothing else.
-type names struct{ w *World }
-
-func (n names) notFound(name string) error {
-	return &net.DNSError{Err: "no such host", Name: name, IsNotFound: true}
-}
-
-func (n names) LookupMX(_ context.Context, name string) ([]*net.MX, error) {
-	return nil, n.notFound(name)
-}
-
-func (n names) LookupSRV(_ context.Context, _, _, name string) (string, []*net.SRV, error) {
-	return "", nil, n.notFound(name)
-}
-
-func (n names) LookupAddr(_ context.Context, addr string) ([]string, error) {
-	return nil, n.notFound(addr)
-}
-
-func (n names) LookupHost(ctx context.Context, host string) ([]string, error) {
-	addrs, err := n.LookupNetIP(ctx, "ip", host)
+	defer c.close()
+	answers, err := c.send(from, []string{to}, text(from, to, subject))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return []string{addrs[0].String()}, nil
-}
-
-func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
-	for _, o := range n.w.Offices {
-		if o.cfg.Host == host {
-			return []netip.Addr{o.Addr}, nil
-		}
+	if answers[0] != 250 {
+		return fmt.Errorf("refused with %d", answers[0])
 	}
-	return nil, n.notFound(host)
+	return nil
 }

@@ -26,7 +26,7 @@ func TestThreeOfficesFoundJoinAndCarryMail(t *testing.T) {
 		start := time.Now()
 		w.Found()
 		t.Logf("founded, joined and filled after %v of virtual time", time.Since(start))
-		if err := w.Send("hq", "somebody@example.net", "plzen@"+Domain, "one"); err != nil {
+		if err := w.Submit("hq", "somebody@example.net", "plzen@"+Domain, "one"); err != nil {
 			t.Fatal(err)
 		}
 		took := w.Until("the message is in plzen", 5*time.Second, func() bool { return inbox(t, w, "plzen") == 1 })
@@ -37,14 +37,14 @@ func TestThreeOfficesFoundJoinAndCarryMail(t *testing.T) {
 
 		// A cut line stops nobody's own mail, and what was for the other side
 		// leaves when it heals.
-		w.Cut([]string{"plzen"}, []string{"hq", "praha"})
+		w.Cut("plzen").From("hq", "praha")
 		time.Sleep(time.Minute)
-		if err := w.Send("plzen", "somebody@example.net", "plzen@"+Domain, "local"); err != nil {
+		if err := w.Submit("plzen", "somebody@example.net", "plzen@"+Domain, "local"); err != nil {
 			t.Fatalf("local mail in the split: %v", err)
 		}
 		w.Until("local mail is delivered in the split", time.Second, func() bool { return inbox(t, w, "plzen") == 2 })
 		for range 5 {
-			if err := w.Send("praha", "somebody@example.net", "plzen@"+Domain, "waits"); err != nil {
+			if err := w.Submit("praha", "somebody@example.net", "plzen@"+Domain, "waits"); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -57,7 +57,7 @@ func TestThreeOfficesFoundJoinAndCarryMail(t *testing.T) {
 				t.Errorf("praha says of plzen: %s with %d waiting", m.State, m.Queue)
 			}
 		}
-		w.Heal([]string{"plzen"}, []string{"hq", "praha"})
+		w.Heal("plzen").From("hq", "praha")
 		took = w.Until("what waited is delivered", 15*time.Second, func() bool { return inbox(t, w, "plzen") == 7 })
 		t.Logf("after the heal it took %v", took)
 
@@ -75,7 +75,7 @@ func TestThreeOfficesFoundJoinAndCarryMail(t *testing.T) {
 		}
 		took = w.Until("a new master", 15*time.Second, func() bool { m := other.Status().Master; return m != "" && m != master })
 		t.Logf("take-over took %v", took)
-		if err := w.Send(other.Name, "somebody@example.net", dead.Name+"@"+Domain, "for the dead"); err != nil {
+		if err := w.Submit(other.Name, "somebody@example.net", dead.Name+"@"+Domain, "for the dead"); err != nil {
 			t.Fatal(err)
 		}
 		before := 0

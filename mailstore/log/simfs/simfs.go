@@ -132,6 +132,9 @@ func New() *FS {
 // SetFree bounds the bytes by which files may still grow; -1: no bound.
 func (s *FS) SetFree(n int64) { s.mu.Lock(); s.free = n; s.mu.Unlock() }
 
+// SetSyncTime changes SyncTime while the disk is in use.
+func (s *FS) SetSyncTime(d time.Duration) { s.mu.Lock(); s.SyncTime = d; s.mu.Unlock() }
+
 // Ops returns how many operations that change the disk took place.
 func (s *FS) Ops() int { s.mu.Lock(); defer s.mu.Unlock(); return s.ops }
 
@@ -600,9 +603,10 @@ func (f *file) Sync() error {
 	if !f.s.crashed {
 		f.ino.dirty = map[int64]bool{}
 	}
+	takes := f.s.SyncTime
 	f.s.mu.Unlock()
 	if err == nil {
-		time.Sleep(f.s.SyncTime)
+		time.Sleep(takes)
 	}
 	return err
 }

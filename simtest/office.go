@@ -1,0 +1,392 @@
+package simtest
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"github.com/quic-go/quic-go/testutils/simnet"
+
+	"posthouse/appliance"
+	"posthouse/appliance/admin"
+	"posthouse/appliance/config"
+	"posthouse/mailstore/kv"
+	"posthouse/mailstore/log/simfs"
+	"posthouse/mesh/election"
+)
+
+// Office is one node with everything that outlives its process.
+type Office struct {
+	w    *World
+	Name string
+	Addr netip.Addr
+	cfg  *config.Config
+
+	// What is on its machine. Only the driver of the scenario touches these,
+	// and only while no process runs.
+	disk  *simfs.FS
+	view  *kv.Memory
+	votes *election.MemStorage
+	seed  uint64
+	logs  *ring
+
+	failSync atomic.Bool  // the next sync fails
+	crashAt  atomic.Int64 // operations until the disk stops; 0: never
+	syncTime time.Duration
+	expected atomic.Bool // the process may end by itself: its disk failed
+	full     bool
+
+	mu     sync.Mutex // guards run
+	run    *process   // nil: down
+	buried []*process // killed, perhaps not gone yet
+}
+
+// process is one life of a node.
+type process struct {
+	o      *Office
+	node   *appliance.Node
+	cancel context.CancelFunc
+	line   *simnet.Simnet
+	socket *simnet.SimConn
+	began  time.Time
+	dead   atomic.Bool
+	gone   chan struct{} // closed when nothing of it runs any more
+	err    error
+}
+
+func newOffice(w *World, name string, addr netip.Addr, cfg *config.Config) *Office {
+	view := &kv.Memory{}
+	view.KeepHistory()
+	o := &Office{w: w, Name: name, Addr: addr, cfg: cfg, view: view, votes: election.NewMemStorage(), logs: &ring{}}
+	o.setDisk(simfs.New())
+	return o
+}
+
+// setDisk puts a disk in, with the hook through which a scenario breaks it.
+func (o *Office) setDisk(d *simfs.FS) {
+	d.SyncTime = o.syncTime
+	d.Hook = func(op simfs.Op) simfs.Fault {
+		if n := o.crashAt.Load(); n > 0 && o.crashAt.Add(-1) == 0 {
+			return simfs.Fault{Crash: true}
+		}
+		if op.Name == "sync" && o.failSync.CompareAndSwap(true, false) {
+			o.expected.Store(true)
+			return simfs.Fault{Err: syscall.EIO}
+		}
+		return simfs.Fault{}
+	}
+	o.disk = d
+}
+
+// Up reports whether the office's node runs.
+func (o *Office) Up() bool { return o.process() != nil }
+
+func (o *Office) process() *process {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.run
+}
+
+// Start starts an office's node; it returns at once. What is left of the life
+// before is waited for.
+func (o *Office) Start() {
+	o.w.tb.Helper()
+	if o.Up() {
+		return
+	}
+	o.bury()
+	o.w.note("%s starts", o.Name)
+	p := &process{o: o, gone: make(chan struct{}), began: time.Now()}
+	p.line = &simnet.Simnet{Router: o.w}
+	p.socket = p.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{LatencyFunc: o.w.latency})
+	p.line.Start()
+	o.expected.Store(false)
+	env := appliance.Environment{
+		Packet: func(string) (net.PacketConn, error) { return p.socket, nil },
+		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
+			if p.dead.Load() {
+				return nil, errDead
+			}
+			return o.w.listen(address)
+		},
+		Dial: func(ctx context.Context, _, address string) (net.Conn, error) {
+			if p.dead.Load() {
+				return nil, errDead
+			}
+			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, 40000), address)
+		},
+		Resolver: names{o.w}, Disk: o.disk, View: kv.Options{Memory: true, Kept: o.view}, Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
+		Election: func(string) (election.Storage, error) { return o.votes, nil },
+		Logger:   slog.New(&recorder{to: o.logs}),
+	}
+	node, err := appliance.New(o.cfg, env, "sim")
+	if err != nil {
+		o.w.tb.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	p.node, p.cancel = node, cancel
+	o.mu.Lock()
+	o.run = p
+	o.mu.Unlock()
+	go func() {
+		defer close(p.gone)
+		p.err = node.Run(ctx)
+		cancel()
+		p.socket.Close()
+		p.line.Close()
+		o.mu.Lock()
+		itself := o.run == p
+		if itself {
+			o.run = nil
+		}
+		o.mu.Unlock()
+		if itself {
+			o.ended(p)
+		}
+	}()
+}
+
+var errDead = errors.New("the node has lost its power")
+
+// ended is what follows when a node ends though nobody asked it to: allowed
+// only after its disk failed, and then its machine still has its page cache.
+func (o *Office) ended(p *process) {
+	o.w.note("%s ended by itself: %v", o.Name, p.err)
+	if !o.expected.Load() && !errors.Is(p.err, simfs.ErrCrashed) && !strings.Contains(fmt.Sprint(p.err), simfs.ErrCrashed.Error()) {
+		o.w.violation("%s ended by itself: %v", o.Name, p.err)
+	}
+	o.w.unlisten(o.Addr, o.cfg.ControlSocket)
+	o.w.breakConns(func(from, to netip.Addr) bool { return from == o.Addr || to == o.Addr })
+	o.seed++
+	o.crashAt.Store(0)
+	o.setDisk(o.disk.After(simfs.KeepAll, o.seed))
+}
+
+// bury waits until nothing of earlier lives runs.
+func (o *Office) bury() {
+	o.mu.Lock()
+	old := o.buried
+	o.buried = nil
+	o.mu.Unlock()
+	for _, p := range old {
+		<-p.gone
+	}
+}
+
+// Stop ends the node as SIGTERM does.
+func (o *Office) Stop() {
+	o.w.tb.Helper()
+	o.mu.Lock()
+	p := o.run
+	o.run = nil
+	o.mu.Unlock()
+	if p == nil {
+		return
+	}
+	o.w.note("%s is stopped", o.Name)
+	began := time.Now()
+	p.cancel()
+	<-p.gone
+	if p.err != nil && !o.expected.Load() {
+		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
+	}
+	if took := time.Since(began); took > 30*time.Second {
+		o.w.violation("%s took %v to stop", o.Name, took)
+	}
+	if p.err != nil {
+		o.setDisk(o.disk.After(simfs.KeepAll, o.seed))
+	}
+}
+
+// Kill ends the node as a power cut does; some of what was not synced is lost.
+func (o *Office) Kill() { o.PowerCut(simfs.Random, KeepView) }
+
+// View says what a power cut does to the view.
+type View int
+
+// What a power cut does to the view.
+const (
+	KeepView   View = iota // as far as it was committed
+	DropView               // gone
+	RewindView             // as it was some commits ago
+)
+
+func (v View) String() string { return [...]string{"view kept", "view gone", "view rewound"}[v] }
+
+// PowerCut ends the node at this instant: its packets stop, its connections
+// break, its disk answers nothing any more. What was not synced is lost by the
+// mode.
+func (o *Office) PowerCut(mode simfs.Mode, view View) {
+	o.mu.Lock()
+	p := o.run
+	o.run = nil
+	if p != nil {
+		o.buried = append(o.buried, p)
+	}
+	o.mu.Unlock()
+	if p == nil {
+		return
+	}
+	o.w.note("%s loses its power (%v, %v)", o.Name, mode, view)
+	p.dead.Store(true)
+	o.disk.Crash()
+	applied := o.view.Applied()
+	p.socket.Close()
+	o.w.unlisten(o.Addr, o.cfg.ControlSocket)
+	o.w.breakConns(func(from, to netip.Addr) bool { return from == o.Addr || to == o.Addr })
+	p.cancel()
+	<-p.gone // whatever it says: it is dead
+	o.w.PerfectRouter.RemoveNode(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337})
+	o.seed++
+	o.crashAt.Store(0)
+	o.failSync.Store(false)
+	o.setDisk(o.disk.After(mode, o.seed))
+	switch view {
+	case KeepView:
+		o.view.Rewind(applied)
+	case DropView:
+		o.view.Rewind(0)
+	case RewindView:
+		o.view.Rewind(applied - applied/8)
+	}
+}
+
+// CrashAtOp lets the power fail at the disk's n-th operation from now; the
+// world notices when the process has ended.
+func (o *Office) CrashAtOp(n int) { o.expected.Store(true); o.crashAt.Store(int64(n)) }
+
+// FailSync lets the next sync of the log fail; the node is to end and to be
+// started again.
+func (o *Office) FailSync() { o.w.note("%s: the next sync fails", o.Name); o.failSync.Store(true) }
+
+// Fill leaves n bytes of the disk; -1 makes room again.
+func (o *Office) Fill(n int64) {
+	o.w.note("%s: %d bytes of its disk are left", o.Name, n)
+	o.full = n >= 0
+	o.disk.SetFree(n)
+}
+
+// SlowDisk makes each sync take d.
+func (o *Office) SlowDisk(d time.Duration) {
+	o.w.note("%s: a sync takes %v", o.Name, d)
+	o.syncTime = d
+	o.disk.SetSyncTime(d)
+}
+
+// Ops are the operations of a running node.
+func (o *Office) Ops() admin.Operations {
+	o.w.tb.Helper()
+	if p := o.process(); p != nil {
+		return p.node
+	}
+	o.w.tb.Fatalf("%s is down", o.Name)
+	return nil
+}
+
+// Ctx is a context in which an admin acts.
+func Ctx() context.Context {
+	return admin.WithActor(context.Background(), admin.Actor{Name: "local", Admin: true})
+}
+
+// Status asks a running node; the zero Status when it is down.
+func (o *Office) Status() admin.Status {
+	p := o.process()
+	if p == nil {
+		return admin.Status{}
+	}
+	s, err := p.node.Status(Ctx())
+	if err != nil && o.process() == p {
+		o.w.note("%s: status: %v", o.Name, err)
+	}
+	return s
+}
+
+// files are the node's small files, on the real disk: they are written whole
+// or not at all. A dead process writes none.
+type files struct {
+	appliance.Files
+	p *process
+}
+
+func (f files) Write(name string, content []byte, mode fs.FileMode) error {
+	if f.p.dead.Load() {
+		return errDead
+	}
+	return f.Files.Write(name, content, mode)
+}
+
+// ring keeps the last lines that a node logged.
+type ring struct {
+	mu    sync.Mutex
+	lines []logLine
+}
+
+type logLine struct {
+	at   time.Time
+	text string
+}
+
+const ringSize = 2000
+
+func (r *ring) add(text string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.lines) >= 2*ringSize {
+		r.lines = append(r.lines[:0], r.lines[ringSize:]...)
+	}
+	r.lines = append(r.lines, logLine{time.Now(), text})
+}
+
+// since returns the lines from t on, at most n of them.
+func (r *ring) since(t time.Time, n int) (out []logLine) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, l := range r.lines {
+		if !l.at.Before(t) {
+			out = append(out, l)
+		}
+	}
+	return out[max(0, len(out)-n):]
+}
+
+// recorder is a slog.Handler that writes to a ring.
+type recorder struct {
+	to    *ring
+	attrs []slog.Attr
+}
+
+func (h *recorder) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelInfo }
+
+func (h *recorder) WithAttrs(a []slog.Attr) slog.Handler {
+	return &recorder{h.to, append(h.attrs[:len(h.attrs):len(h.attrs)], a...)}
+}
+
+func (h *recorder) WithGroup(string) slog.Handler { return h }
+
+func (h *recorder) Handle(_ context.Context, r slog.Record) error {
+	var b bytes.Buffer
+	b.WriteString(r.Level.String() + " " + r.Message)
+	add := func(a slog.Attr) bool {
+		if a.Key != "node" && a.Value.String() != "" {
+			fmt.Fprintf(&b, " %s=%v", a.Key, a.Value)
+		}
+		return true
+	}
+	for _, a := range h.attrs {
+		add(a)
+	}
+	r.Attrs(add)
+	h.to.add(b.String())
+	return nil
+}

@@ -1,0 +1,155 @@
+package simtest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Lines are lines between offices that a scenario is about to change.
+type Lines struct {
+	w      *World
+	what   string
+	a      []netip.Addr
+	names  string
+	change func(*line)
+}
+
+func (w *World) addrs(names []string) (out []netip.Addr) {
+	for _, n := range names {
+		if n == "outside" {
+			out = append(out, outsideAddr)
+			continue
+		}
+		out = append(out, w.Office(n).Addr)
+	}
+	return out
+}
+
+func (w *World) theirs(what string, offices []string, change func(*line)) *Lines {
+	return &Lines{w, what, w.addrs(offices), fmt.Sprint(offices), change}
+}
+
+// Cut cuts lines of these offices: w.Cut("hq").From("plzen"). "outside" is the
+// Internet's side of an office's mail to others.
+func (w *World) Cut(offices ...string) *Lines {
+	return w.theirs("cut", offices, func(l *line) { l.cut = true })
+}
+
+// Heal makes lines of these offices as good as new.
+func (w *World) Heal(offices ...string) *Lines {
+	return w.theirs("heal", offices, func(l *line) { *l = line{} })
+}
+
+// Slow adds d to each packet's way, Lossy loses a share of packets.
+func (w *World) Slow(d time.Duration, offices ...string) *Lines {
+	return w.theirs("slow "+d.String(), offices, func(l *line) { l.extra = d })
+}
+
+// Lossy loses a share (0 to 1) of the packets.
+func (w *World) Lossy(share float64, offices ...string) *Lines {
+	return w.theirs(fmt.Sprintf("lose %.2f", share), offices, func(l *line) { l.loss = share })
+}
+
+// From changes the lines between the offices and those others, both ways.
+func (l *Lines) From(others ...string) *Lines {
+	l.w.note("%s: lines between %s and %v", l.what, l.names, others)
+	return l.apply(others, true)
+}
+
+// Toward changes one direction only: what the offices send to those others.
+func (l *Lines) Toward(others ...string) *Lines {
+	l.w.note("%s: what %s send to %v", l.what, l.names, others)
+	return l.apply(others, false)
+}
+
+// FromAll changes the lines to all other offices, both ways.
+func (l *Lines) FromAll() *Lines {
+	var others []string
+	for _, o := range l.w.Offices {
+		if !slices.Contains(l.a, o.Addr) {
+			others = append(others, o.Name)
+		}
+	}
+	return l.From(others...)
+}
+
+func (l *Lines) apply(others []string, both bool) *Lines {
+	w := l.w
+	theirs := w.addrs(others)
+	w.mu.Lock()
+	for _, x := range l.a {
+		for _, y := range theirs {
+			for _, way := range [][2]netip.Addr{{x, y}, {y, x}} {
+				if way[0] == y && !both {
+					continue
+				}
+				s := w.lines[way]
+				l.change(&s)
+				w.lines[way] = s
+			}
+		}
+	}
+	w.mu.Unlock()
+	w.breakConns(func(from, to netip.Addr) bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.lines[[2]netip.Addr{from, to}].cut || w.lines[[2]netip.Addr{to, from}].cut
+	})
+	return l
+}
+
+// For lets time pass and heals the lines.
+func (l *Lines) For(d time.Duration) {
+	time.Sleep(d)
+	l.w.HealAll()
+}
+
+// HealAll makes all lines as good as new.
+func (w *World) HealAll() {
+	w.note("all lines are healed")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	clear(w.lines)
+}
+
+// Kill is a power cut at these offices, together.
+func (w *World) Kill(offices ...string) {
+	for _, n := range offices {
+		w.Office(n).Kill()
+	}
+}
+
+// Stop stops these offices one after the other, as SIGTERM does.
+func (w *World) Stop(offices ...string) {
+	for _, n := range offices {
+		w.Office(n).Stop()
+	}
+}
+
+// Start starts these offices.
+func (w *World) Start(offices ...string) {
+	for _, n := range offices {
+		w.Office(n).Start()
+	}
+}
+
+// component returns the running offices that are connected with this one both
+// ways, directly or through others, as far as lines and power go.
+func (w *World) component(o *Office) (out []*Office) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	open := func(a, b *Office) bool {
+		return !w.lines[[2]netip.Addr{a.Addr, b.Addr}].cut && !w.lines[[2]netip.Addr{b.Addr, a.Addr}].cut
+	}
+	out = []*Office{o}
+	for i := 0; i < len(out); i++ {
+		for _, x := range w.Offices {
+			if x.Up() && open(out[i], x) && !slices.Contains(out, x) {
+				out = append(out, x)
+			}
+		}
+	}
+	return out
+}
