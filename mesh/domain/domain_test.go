@@ -216,6 +216,10 @@ func TestWhoMaySendFromAnAddress(t *testing.T) {
 	bob := r.user(11, "bob@company.com")
 	r.ok(&PutGroup{Group{ID: id(20), Address: "sales@company.com", Members: []Target{{ID: alice}}}})
 	r.ok(&PutDomain{Domain{ID: id(2), Name: "company.com", Aliases: []string{"company.cz"}}})
+	r.ok(&PutAlias{Alias{ID: id(30), Address: "info@company.com", Targets: []Target{{ID: alice}}}})
+	r.ok(&PutAlias{Alias{ID: id(31), Address: "shop@company.com", Targets: []Target{{Address: "AL@company.cz"}}}})
+	r.ok(&PutAlias{Alias{ID: id(32), Address: "both@company.com", Targets: []Target{{ID: alice}, {ID: bob}}}})
+	r.ok(&PutAlias{Alias{ID: id(33), Address: "group@company.com", Targets: []Target{{ID: id(20)}}}})
 	r.ok(&UpdateUser{User: bob, SendAs: &[]string{"Sales@company.com", "bob@private.net"}})
 	for _, c := range []struct {
 		name    string
@@ -225,6 +229,12 @@ func TestWhoMaySendFromAnAddress(t *testing.T) {
 	}{
 		{"the own address", alice, "Alice@company.com", true},
 		{"an alias", alice, "al@company.com", true},
+		{"an alias that stands for one user", alice, "Info@company.com", true},
+		{"its sub-address", alice, "info+x@company.com", true},
+		{"an alias that stands for an address of that user", alice, "shop@company.com", true},
+		{"an alias that others read too", alice, "both@company.com", false},
+		{"an alias of a group", alice, "group@company.com", false},
+		{"another's alias", bob, "info@company.com", false},
 		{"a sub-address", alice, "alice+shop@company.com", true},
 		{"under the domain's other name", alice, "alice@company.cz", true},
 		{"somebody else's", alice, "bob@company.com", false},

@@ -277,8 +277,16 @@ func (m *Machine) MaySend(user mesh.ID, a mesh.Address) bool {
 }
 
 func (s *state) maySend(u *User, key string) bool {
-	if r, ok := s.names[key]; ok && r == (ref{refUser, u.ID}) {
+	mine := ref{refUser, u.ID}
+	switch r := s.names[key]; {
+	case r == mine:
 		return true
+	case r.what == refAlias:
+		// An alias that stands for this user alone is as good as an address of
+		// the user's own; one that others read too needs a send-as right.
+		if t := s.aliases[r.id].Targets; len(t) == 1 && (t[0].ID == u.ID || t[0].Address != "" && s.names[s.canonical(t[0].Address)] == mine) {
+			return true
+		}
 	}
 	for _, a := range u.SendAs {
 		if s.canonical(a) == key {
