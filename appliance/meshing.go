@@ -243,14 +243,11 @@ func (n *Node) stateAge() time.Duration {
 	if e == nil {
 		return time.Hour
 	}
-	s := e.State()
-	switch {
-	case s.Master == n.id:
-		return 0
-	case s.Contact.IsZero():
+	at := e.Contact()
+	if at.IsZero() {
 		return time.Hour
 	}
-	return time.Since(s.Contact)
+	return time.Since(at)
 }
 
 // keepPeers keeps the link's peers as the domain state has them.

@@ -248,7 +248,7 @@ func asked(err error) error {
 
 // servePages opens the control socket and the HTTPS port.
 func (n *Node) servePages(g *group) error {
-	server, err := web.New(web.Deps{Ops: n, Login: n.adminLogin, Ready: n.ready, Metrics: metrics.New(n.Status), Version: n.version, Log: n.part("web")})
+	server, err := web.New(web.Deps{Ops: n, Login: n.adminLogin, Ready: n.ready, Metrics: metrics.New(n.Status, n.figures), Version: n.version, Log: n.part("web")})
 	if err != nil {
 		return err
 	}

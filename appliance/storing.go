@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"posthouse/appliance/health"
+	"posthouse/appliance/metrics"
 	"posthouse/mailstore"
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/log"
@@ -46,6 +47,26 @@ func (n *Node) closeStore() {
 		n.log.Error("close the store", "err", err)
 	}
 	n.store.Close()
+}
+
+// figures are what the store counts, for the metrics.
+func (n *Node) figures() []metrics.Figure {
+	if n.ready() != nil {
+		return nil // the store may not be open yet
+	}
+	s := n.journal.Stats()
+	return []metrics.Figure{
+		{Name: "log_groups_total", Help: "Groups of records written to the message log.", Value: float64(s.Groups)},
+		{Name: "log_records_total", Help: "Records synced to the message log.", Value: float64(s.Records)},
+		{Name: "log_bytes_total", Help: "Bytes written for them, bodies in files of their own not included.", Value: float64(s.Bytes)},
+		{Name: "log_syncs_total", Help: "Syncs of log segments.", Value: float64(s.Syncs)},
+		{Name: "log_sync_seconds_total", Help: "Time that these syncs took.", Value: s.SyncTime.Seconds()},
+		{Name: "log_sync_max_seconds", Help: "The longest of them since the start.", Gauge: true, Value: s.SyncMax.Seconds()},
+		{Name: "log_segments_total", Help: "Log segments begun.", Value: float64(s.Segments)},
+		{Name: "log_no_space_total", Help: "Groups refused because the disk was full.", Value: float64(s.NoSpace)},
+		{Name: "log_waiting_bytes", Help: "Bytes that wait for the log.", Gauge: true, Value: float64(s.Waiting)},
+		{Name: "log_open_files", Help: "Segments open for reading.", Gauge: true, Value: float64(s.OpenFiles)},
+	}
 }
 
 // storeTexts says for each condition of the store how grave it is and what to do.

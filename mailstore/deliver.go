@@ -87,14 +87,19 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 	if d.Draft == nil {
 		rec.Source = &d.Source
 	}
-	if d.Structure.Root != nil {
-		h, err := readHeader(body, d.Structure.Root.Body)
+	switch root := d.Structure.Root; {
+	case root == nil:
+		rec.Size = compose(body, rec.Prefix, nil).Size()
+	case d.Structure.Clean: // nothing to cut, and the walk has the size: the body is not touched
+		rec.Size = int64(len(rec.Prefix)) + root.End
+	default:
+		h, err := readHeader(body, root.Body)
 		if err != nil {
 			return nil, fmt.Errorf("read header of message %s: %w", d.Envelope.ID, err)
 		}
-		rec.Cuts = foreignReturnPaths(h, int64(len(h)) == d.Structure.Root.Body)
+		rec.Cuts = foreignReturnPaths(h, int64(len(h)) == root.Body)
+		rec.Size = compose(body, rec.Prefix, rec.Cuts).Size()
 	}
-	rec.Size = compose(body, rec.Prefix, rec.Cuts).Size()
 	admit := int64(len(rec.Structure)) + 512
 	if d.Draft != nil {
 		admit += d.Draft.Size()

@@ -12,9 +12,19 @@ import (
 	"posthouse/mesh"
 )
 
-// New returns the metrics of a node; status is asked at each scrape.
-func New(status func(context.Context) (admin.Status, error)) prometheus.Gatherer {
+// Figure is a number that an engine counts, without labels.
+type Figure struct {
+	Name  string // without "posthouse_"; a counter's ends in "_total"
+	Help  string
+	Gauge bool // it goes down too
+	Value float64
+}
+
+// New returns the metrics of a node; status and figures are asked at each
+// scrape. figures returns the same names at each call.
+func New(status func(context.Context) (admin.Status, error), figures func() []Figure) prometheus.Gatherer {
 	r := prometheus.NewRegistry()
+	r.MustRegister(counted(figures))
 	r.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.MustRegister(&collector{status: status,
 		waiting: prometheus.NewDesc("posthouse_queue_recipients", "Recipients that wait on this node, by destination.", []string{"destination"}, nil),
@@ -25,6 +35,22 @@ func New(status func(context.Context) (admin.Status, error)) prometheus.Gatherer
 		ok:      prometheus.NewDesc("posthouse_healthy", "Whether the sentence of health is a good one.", nil, nil),
 	})
 	return r
+}
+
+// counted shows the engines' figures. It describes nothing: a figure may be
+// missing while the store is not open yet.
+type counted func() []Figure
+
+func (counted) Describe(chan<- *prometheus.Desc) {}
+
+func (f counted) Collect(ch chan<- prometheus.Metric) {
+	for _, x := range f() {
+		kind := prometheus.CounterValue
+		if x.Gauge {
+			kind = prometheus.GaugeValue
+		}
+		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc("posthouse_"+x.Name, x.Help, nil, nil), kind, x.Value)
+	}
 }
 
 type collector struct {

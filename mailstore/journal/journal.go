@@ -374,6 +374,9 @@ func (j *Journal) Body(ref log.Ref) transport.Body { return j.lg.Body(ref) }
 // Record reads a record back.
 func (j *Journal) Record(ref log.Ref) (log.Record, error) { return j.lg.Record(ref) }
 
+// Stats returns the log's counts.
+func (j *Journal) Stats() log.Stats { return j.lg.Stats() }
+
 // View returns the view, for reading.
 func (j *Journal) View() *kv.View { return j.view }
 

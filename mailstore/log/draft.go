@@ -72,6 +72,9 @@ func (d *Draft) Write(p []byte) (int, error) {
 	return n, nil
 }
 
+// WriteString implements io.StringWriter.
+func (d *Draft) WriteString(s string) (int, error) { return d.Write([]byte(s)) }
+
 // spool moves what is in memory into a file.
 func (d *Draft) spool() error {
 	var salt [8]byte
@@ -230,9 +233,16 @@ func (d *Draft) Open() (transport.BodyReader, error) {
 	if d.spooled() {
 		return d.l.openBody(d.number, d.size, d.crc)
 	}
-	return memReader{bytes.NewReader(d.mem)}, nil
+	return memReader{bytes.NewReader(d.mem), d.mem}, nil
 }
 
-type memReader struct{ *bytes.Reader }
+type memReader struct {
+	*bytes.Reader
+	all []byte
+}
+
+// Whole returns the body, which is in memory, not to be changed: a reader that
+// knows of it need not copy.
+func (m memReader) Whole() []byte { return m.all }
 
 func (memReader) Close() error { return nil }

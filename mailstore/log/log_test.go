@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -226,6 +227,56 @@ func TestOneSyncServesAllThatWait(t *testing.T) {
 			t.Errorf("applied %d, stats %+v", applied, s)
 		}
 	})
+}
+
+// Each of n writers appends and waits, with a little work between: as sessions do.
+func writers(t *testing.T, n, each int) (s log.Stats, took time.Duration) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := simfs.New()
+		fs.SyncTime = 300 * time.Microsecond
+		l := open(t, log.Options{Dir: "/log", FS: fs})
+		mustAppend(t, l, 0, 0)
+		before, start := l.Stats(), time.Now()
+		var wg sync.WaitGroup
+		for w := range n {
+			wg.Go(func() {
+				for i := range each {
+					time.Sleep(time.Duration(1+(w*7+i*3)%20) * 100 * time.Microsecond)
+					e, err := entry(l, w*each+i, 100)
+					if err != nil {
+						t.Error(err)
+						return
+					}
+					tk := l.Append(e)
+					<-tk.Done()
+				}
+			})
+		}
+		wg.Wait()
+		took = time.Since(start)
+		l.Close()
+		s = l.Stats()
+		s.Records -= before.Records
+		s.Syncs -= before.Syncs
+	})
+	return s, took
+}
+
+func TestACrowdSharesItsSyncs(t *testing.T) {
+	s, took := writers(t, 128, 50)
+	if per := float64(s.Records) / float64(s.Syncs); per < 32 {
+		t.Errorf("%.1f records a sync", per)
+	}
+	if took > 50*6*time.Millisecond { // work 1 ms, waiting 3 ms, two syncs
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestAFewWritersWaitForNobody(t *testing.T) {
+	_, took := writers(t, 8, 50)
+	if took > 50*1700*time.Microsecond { // work 1 ms, two syncs
+		t.Errorf("took %v", took)
+	}
 }
 
 func TestAdmitHoldsBackWhileTheWriterOrSyncedIsBehind(t *testing.T) {

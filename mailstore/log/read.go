@@ -297,7 +297,7 @@ func (b *body) Open() (transport.BodyReader, error) {
 	if sum(p) != r.bodyCRC {
 		return nil, damaged(o.name, off, "a body is not what was written")
 	}
-	return memReader{bytes.NewReader(p)}, nil
+	return memReader{bytes.NewReader(p), p}, nil
 }
 
 // openBody opens a body segment and checks that it is the one meant.

@@ -30,6 +30,7 @@ var wordNumbers = func() map[string]uint64 {
 
 const (
 	bitCut = 1 << iota
+	bitClean
 )
 
 const (
@@ -50,6 +51,9 @@ func (s *Structure) AppendBinary(b []byte) ([]byte, error) {
 	flags := byte(0)
 	if s.Cut {
 		flags |= bitCut
+	}
+	if s.Clean {
+		flags |= bitClean
 	}
 	b = append(b, codecVersion, flags)
 	b = binary.AppendUvarint(b, uint64(s.Received))
@@ -321,7 +325,8 @@ func (d *decoder) header(s *Structure) {
 	if v := d.byte(); v != codecVersion && d.bad == nil {
 		d.fail(fmt.Sprintf("version %d", v))
 	}
-	s.Cut = d.byte()&bitCut != 0
+	flags := d.byte()
+	s.Cut, s.Clean = flags&bitCut != 0, flags&bitClean != 0
 	s.Received = int(d.size())
 }
 

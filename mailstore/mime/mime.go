@@ -130,6 +130,9 @@ type Structure struct {
 	Root     *Part
 	Cut      bool // a limit was met: below that the tree is opaque
 	Received int  // number of Received fields in the top header, as far as it is read
+	// Clean says that the whole top header was read and has no Return-Path
+	// field: final delivery need not look for one. False says nothing.
+	Clean bool
 }
 
 // Parse walks the message of the given size. It reads r once from front to

@@ -79,12 +79,41 @@ func TestStoredForm(t *testing.T) {
 	if err := back.UnmarshalBinary(old); err != nil {
 		t.Fatal(err)
 	}
+	s.Clean = false // the fixture is older than this
 	if d := cmp.Diff(s, &back); d != "" {
 		t.Error(d)
 	}
 	for n := range old {
 		if err := new(Structure).UnmarshalBinary(old[:n]); err == nil {
 			t.Errorf("the first %d bytes alone are taken", n)
+		}
+	}
+}
+
+func TestAHeaderWithoutReturnPathIsCleanAndStaysSo(t *testing.T) {
+	for _, c := range []struct {
+		header string
+		clean  bool
+	}{
+		{"Subject: a\r\n\r\n", true},
+		{"Return-Path: <a@example.net>\r\nSubject: a\r\n\r\n", false},
+		{"Subject: a\r\nRETURN-path  : <a@example.net>\r\n\r\n", false},
+		{"Subject: a\r\nreturn-path: <a@example.net>", false},
+		{"Subject: a\r\n return-path: in a folded line\r\n\r\n", true},
+		{"Subject: a\r\n\r\nReturn-Path: in the body\r\n", true},
+		{"X: " + strings.Repeat("x", MaxHeaderSize) + "\r\nReturn-Path: <a@example.net>\r\n\r\n", false},
+	} {
+		s := parse(t, []byte(c.header))
+		if s.Clean != c.clean {
+			t.Errorf("%.60q: clean is %v", c.header, s.Clean)
+		}
+		b, err := s.MarshalBinary()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var back Structure
+		if err := back.UnmarshalBinary(b); err != nil || back.Clean != c.clean {
+			t.Errorf("%.60q: read back %v, %v", c.header, back.Clean, err)
 		}
 	}
 }

@@ -22,7 +22,15 @@ type scanner struct {
 	err  error
 }
 
+// whole is a source that has all of its bytes in memory.
+type whole interface{ Whole() []byte }
+
 func newScanner(r io.ReaderAt, size int64) *scanner {
+	if w, ok := r.(whole); ok && size > 0 && size <= bufferSize {
+		if b := w.Whole(); int64(len(b)) == size {
+			return &scanner{r: r, size: size, read: size, buf: b, n: len(b)} // never filled again
+		}
+	}
 	return &scanner{r: r, size: size, buf: make([]byte, min(max(size, 1), bufferSize))}
 }
 

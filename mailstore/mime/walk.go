@@ -1,6 +1,7 @@
 package mime
 
 import (
+	"bytes"
 	"strings"
 )
 
@@ -167,6 +168,22 @@ func (w *walk) headerLine(line []byte, start int64, first bool) bool {
 	return true
 }
 
+// mentions reports whether a line of the header block starts with that name, in
+// lower case, whatever follows it.
+func mentions(hdr []byte, name string) bool {
+	for at := 0; at+len(name) <= len(hdr); {
+		if equalFold(hdr[at:at+len(name)], name) {
+			return true
+		}
+		i := bytes.IndexByte(hdr[at:], '\n')
+		if i < 0 {
+			break
+		}
+		at += i + 1
+	}
+	return false
+}
+
 func isBlank(line []byte) bool {
 	return len(line) == 1 && line[0] == '\n' || len(line) == 2 && line[0] == '\r' && line[1] == '\n'
 }
@@ -212,6 +229,9 @@ func (w *walk) fields(p *Part) {
 		env = &w.out.Envelope
 	} else if parent := w.stack[len(w.stack)-2].part; parent.IsMessage() {
 		env = parent.Envelope
+	}
+	if top {
+		w.out.Clean = !w.full && !mentions(w.hdr, "return-path")
 	}
 	var seen seenFields
 	addresses := MaxAddresses

@@ -341,6 +341,21 @@ func (e *Election) State() State {
 	return s
 }
 
+// Contact returns State().Contact alone, at little cost: it is asked for each
+// recipient of a message.
+func (e *Election) Contact() time.Time {
+	e.mu.Lock()
+	l := e.life
+	e.mu.Unlock()
+	switch {
+	case l == nil:
+		return time.Time{}
+	case l.raft.State() == raft.Leader:
+		return time.Now()
+	}
+	return l.raft.LastContact()
+}
+
 // Acting returns the authority under which this node may act as master now: it
 // holds the lease and has applied all before its term. What a master sends
 // carries it; receivers keep a Fence.

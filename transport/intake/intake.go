@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"time"
 
 	"posthouse/mailstore/log"
@@ -65,10 +66,13 @@ type Deps struct {
 }
 
 // Intake takes messages. It is safe for concurrent use.
-type Intake struct{ d Deps }
+type Intake struct {
+	d       Deps
+	buffers sync.Pool // of *[copySize]byte
+}
 
 // New returns an Intake.
-func New(d Deps) *Intake { return &Intake{d} }
+func New(d Deps) *Intake { return &Intake{d: d} }
 
 // Accept reads body to its clean end and takes the message into custody; the
 // queue id is returned once it is on disk. Any error means that nothing was
@@ -98,11 +102,8 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 	}
 	draft := in.d.NewDraft()
 	defer draft.Discard()
-	trace := in.trace(env, rcpts)
-	for _, part := range []io.Reader{strings.NewReader(trace), bytes.NewReader(head), rest} {
-		if _, err := io.Copy(draft, part); err != nil {
-			return "", err
-		}
+	if err := in.write(draft, in.trace(env, rcpts), head, rest); err != nil {
+		return "", err
 	}
 	if err := draft.Seal(ctx); err != nil {
 		return "", fmt.Errorf("keep message: %w", err)
@@ -134,6 +135,40 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 		return "", fmt.Errorf("read message back: %w", err)
 	}
 	return plan.Take(ctx, env, draft, s)
+}
+
+// copySize is how much of a text is moved at once: less than smtpd's own buffer
+// gives nothing, more is only memory.
+const copySize = 32 << 10
+
+// write puts the text together. One buffer serves many texts: most are smaller
+// than the buffer that io.Copy would make for each.
+func (in *Intake) write(draft *log.Draft, trace string, head []byte, rest io.Reader) error {
+	if _, err := io.WriteString(draft, trace); err != nil {
+		return err
+	}
+	if _, err := draft.Write(head); err != nil {
+		return err
+	}
+	b, ok := in.buffers.Get().(*[copySize]byte)
+	if !ok {
+		b = new([copySize]byte)
+	}
+	defer in.buffers.Put(b)
+	for {
+		n, err := rest.Read(b[:])
+		if n > 0 {
+			if _, err := draft.Write(b[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
+			return err
+		}
+	}
 }
 
 // prepend puts header lines on top of a sealed draft.
