@@ -23,6 +23,7 @@ const (
 	callSign     = "certificate" // sign a client-facing certificate: the founder does
 	callTransfer = "transfer"    // hand the lead over: the master does
 	callWithdraw = "withdraw"    // take a node's vote before it is revoked: the master does
+	callHello    = "hello"       // a sign of life
 
 	maxCall   = 2 << 20 // bytes of a request or an answer
 	callLimit = 15 * time.Second
@@ -160,6 +161,8 @@ func (n *Node) answerCall(ctx context.Context, conn net.Conn, peer mesh.NodeID) 
 func (n *Node) serveCall(ctx context.Context, peer mesh.NodeID, c *call) ([]byte, error) {
 	e := n.elected()
 	switch {
+	case c.What == callHello:
+		return nil, nil
 	case c.What == callSign:
 		return n.certs.sign(peer, c.Body)
 	case e == nil:

@@ -17,6 +17,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/mesh/domain"
 	"posthouse/mesh/election"
+	"posthouse/mesh/gossip"
 	"posthouse/transport/link"
 )
 
@@ -51,6 +52,16 @@ func (n *Node) buildLink(socket net.PacketConn) (err error) {
 // stop: nobody may see this node's peers, or ask it for a mailbox, while the
 // state still grows command by command.
 func (n *Node) runMesh(ctx context.Context, g *group) error {
+	changed, homes, news := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	poke := func(c chan struct{}) {
+		select {
+		case c <- struct{}{}:
+		default:
+		}
+	}
+	if err := n.buildGossip(func() { poke(changed); poke(news) }); err != nil {
+		return err
+	}
 	g.run("membership", n.membership)
 	rec := n.rec.get()
 	if rec.Member {
@@ -60,13 +71,6 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 		case <-n.restored:
 		case <-ctx.Done():
 			return context.Cause(ctx)
-		}
-	}
-	changed, homes := make(chan struct{}, 1), make(chan struct{}, 1)
-	poke := func(c chan struct{}) {
-		select {
-		case c <- struct{}{}:
-		default:
 		}
 	}
 	stopState := n.state.Watch(func(c domain.Change) {
@@ -84,9 +88,12 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 			n.queue.PeerUp(e.Peer)
 			n.relay.PeerUp(e.Peer)
 		}
+		n.gossip.SetPeerUp(e.Peer, e.Up)
 		poke(changed)
+		poke(news)
 	})
 	g.run("watchers", func(ctx context.Context) error { <-ctx.Done(); stopState(); stopLink(); return nil })
+	g.run("detours", func(ctx context.Context) error { return n.detours(ctx, news) })
 	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })
 	g.run("mailboxes", func(ctx context.Context) error { return n.homes(ctx, homes) })
 	g.run("calls", n.answerCalls)
@@ -139,10 +146,17 @@ func (n *Node) membership(ctx context.Context) error {
 	n.election = e
 	n.mu.Unlock()
 	n.setPhase(mesh.Serving)
-	report := newGroup(func(error) {})
-	defer report.stop()
-	report.run("version", n.reportVersion)
-	report.run("restored", func(ctx context.Context) error {
+	talk := newGroup(func(error) {})
+	defer talk.stop()
+	talk.run("version", n.reportVersion)
+	talk.run("gossip", func(ctx context.Context) error {
+		err := n.gossip.Run(ctx)
+		if err != nil {
+			n.part("gossip").Error("gossip ended", "err", err)
+		}
+		return err
+	})
+	talk.run("restored", func(ctx context.Context) error {
 		select {
 		case <-e.Ready():
 			close(n.restored)
@@ -150,31 +164,9 @@ func (n *Node) membership(ctx context.Context) error {
 		}
 		return nil
 	})
+	// The goodbye comes after the lead was handed over.
+	defer n.farewell()
 	return e.Run(ctx)
-}
-
-// waitState waits until a member knows the domain state that it knew at its
-// end: before that it would refuse everybody.
-func (n *Node) waitState(ctx context.Context) error {
-	if !n.rec.get().Member {
-		return nil
-	}
-	for {
-		changed := n.live.wait()
-		if e := n.elected(); e != nil {
-			select {
-			case <-e.Ready():
-				return nil
-			case <-ctx.Done():
-				return context.Cause(ctx)
-			}
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-	}
 }
 
 // elected returns the election, nil before the node is a member.
@@ -205,7 +197,7 @@ func (n *Node) commandsSince(index uint64) []election.Command {
 func (n *Node) reached(id mesh.NodeID) bool {
 	for _, p := range n.link.Peers() {
 		if p.ID == id {
-			return p.Connected
+			return p.Connected || p.Via != 0
 		}
 	}
 	return id == n.id
@@ -311,12 +303,12 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 		for _, p := range rec.Peers {
 			add(p.ID, p.Key, p.Addresses)
 		}
-		n.link.SetPeers(n.id, peers)
+		n.setAdmitted(peers)
 		return again
 	}
 	self, known := n.state.Node(n.id)
 	if known && !self.Member() {
-		n.link.SetPeers(n.id, nil)
+		n.setAdmitted(nil)
 		n.setPhase(mesh.Left)
 		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: "Ask an admin of the mesh; to come back, remove its data folder and join anew."})
 		return false
@@ -324,8 +316,18 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 	for _, x := range n.state.Members() {
 		add(x.ID, x.Key, x.Addresses)
 	}
-	n.link.SetPeers(n.id, peers)
+	n.setAdmitted(peers)
 	return again
+}
+
+// setAdmitted tells link and gossip who belongs to the mesh.
+func (n *Node) setAdmitted(peers []link.Peer) {
+	n.link.SetPeers(n.id, peers)
+	ids := make([]mesh.NodeID, len(peers))
+	for i, p := range peers {
+		ids[i] = p.ID
+	}
+	n.gossip.SetAdmitted(ids)
 }
 
 // lookUp turns host:port into addresses; named says that a name was asked.
@@ -365,14 +367,23 @@ func (n *Node) refreshView() {
 	for _, p := range n.link.Peers() {
 		linked[p.ID] = p
 	}
-	old := n.view.Load()
+	old, said := n.view.Load(), n.heard()
 	for _, x := range n.state.Members() {
 		m := mesh.Member{ID: x.ID, Name: x.Name, Host: x.Host, Gateway: x.Gateway, Version: x.Version, Role: mesh.RoleMember}
+		g := said[x.ID]
+		if g.Tags.Version != "" {
+			m.Version = g.Tags.Version
+		}
 		switch p := linked[x.ID]; {
 		case x.ID == n.id:
 			m.State, m.Version = *n.phase.Load(), n.version
 		case p.Connected:
-			m.State, m.RTT = mesh.Serving, p.RTT
+			m.State, m.RTT = saidState(g), p.RTT
+		case g.Status == gossip.Left:
+			m.State = mesh.Left
+		case g.Status == gossip.Alive && p.Via != 0:
+			m.State = saidState(g)
+			m.RTT, _ = n.gossip.RTT(x.ID)
 		default:
 			m.State = mesh.Unreachable
 		}
@@ -390,6 +401,14 @@ func (n *Node) refreshView() {
 	}
 	n.view.Store(v)
 	n.live.send()
+}
+
+// saidState is how a node that can be reached describes itself.
+func saidState(g gossip.Member) mesh.State {
+	if g.Status == gossip.Alive && g.Tags.State == mesh.Draining {
+		return mesh.Draining
+	}
+	return mesh.Serving
 }
 
 // reportVersion tells the mesh which version runs here, once it can.

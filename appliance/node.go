@@ -28,6 +28,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/mesh/domain"
 	"posthouse/mesh/election"
+	"posthouse/mesh/gossip"
 	"posthouse/mesh/identity"
 	"posthouse/transport/link"
 	"posthouse/transport/queue"
@@ -61,8 +62,13 @@ type Node struct {
 	queue   *queue.Queue
 	link    *link.Endpoint
 	relay   *relay.Relay
+	gossip  *gossip.Gossip
 	certs   *certificates
 	meshes  *group // of Run
+
+	gossipDoor *link.Listener
+	// parting says that the node stops because it was asked to.
+	parting atomic.Bool
 
 	mu       sync.Mutex // guards what follows
 	election *election.Election
@@ -98,7 +104,11 @@ func (n *Node) part(name string) *slog.Logger { return n.log.With("part", name) 
 
 func (n *Node) setStage(s string) { n.stage.Store(&s); n.live.send() }
 
-func (n *Node) setPhase(s mesh.State) { n.phase.Store(&s); n.live.send() }
+func (n *Node) setPhase(s mesh.State) {
+	n.phase.Store(&s)
+	n.tell()
+	n.live.send()
+}
 
 // ready returns nil when the node takes mail.
 func (n *Node) ready() error {
@@ -181,7 +191,8 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.openStore(ctx); err != nil {
 		return err
 	}
-	defer n.closeStore()
+	closeStore := sync.OnceFunc(n.closeStore)
+	defer closeStore()
 
 	socket, err := n.env.Packet(n.cfg.Listen.Mesh)
 	if err != nil {
@@ -194,17 +205,13 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	links := newGroup(fail)
 	defer links.stop()
 	links.run("link", n.link.Run)
+	defer closeStore() // before the link
 	n.buildRelay()
 
 	n.meshes = newGroup(fail)
 	defer n.meshes.stop()
 	if err := n.runMesh(ctx, n.meshes); err != nil {
 		return asked(err)
-	}
-
-	n.setStage("the domain state is being read")
-	if err := n.waitState(ctx); err != nil {
-		return nil // it was told to stop before it was up
 	}
 
 	carriers := newGroup(fail)
@@ -230,6 +237,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	case <-n.journal.Done():
 		err = fmt.Errorf("the store stopped: %w", n.journal.Err())
 	}
+	n.parting.Store(errors.Is(err, context.Canceled))
 	n.setStage("the node is stopping")
 	n.setPhase(mesh.Draining)
 	if err = asked(err); err != nil {

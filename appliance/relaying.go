@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 
 	"posthouse/mailstore"
 	"posthouse/mailstore/log"
@@ -20,7 +21,11 @@ func (n *Node) buildRelay() {
 	n.relay = relay.New(relay.Deps{
 		Self: n.id,
 		Dial: func(ctx context.Context, to mesh.NodeID, service string) (net.Conn, error) {
-			return n.link.Dial(ctx, to, service, link.Bulk)
+			c, err := n.link.Dial(ctx, to, service, link.Bulk)
+			if err != nil {
+				return nil, err
+			}
+			return patient{c, func() { n.link.Doubt(to) }}, nil
 		},
 		Name:     n.nodeName,
 		Member:   func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
@@ -31,6 +36,21 @@ func (n *Node) buildRelay() {
 		},
 		Home: relayHome{n}, Gateway: n.queue, Origin: n.queue, NewDraft: n.journal.NewDraft, Logger: n.part("relay"),
 	})
+}
+
+// patient is a stream that tells link when its patience has ended: the next may
+// go another way.
+type patient struct {
+	*link.Conn
+	ended func()
+}
+
+func (p patient) Read(b []byte) (int, error) {
+	k, err := p.Conn.Read(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		p.ended()
+	}
+	return k, err
 }
 
 // rank orders gateways: the highest priority first.

@@ -102,17 +102,18 @@ func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
 		return out // the join's own condition says why
 	}
 	for _, m := range s.Members {
-		if m.State != string(mesh.Unreachable) {
-			continue
-		}
-		text := fmt.Sprintf("%s has been cut off for %s", m.Name, spoken(time.Since(m.Since)))
+		waits := ""
 		if m.Queue > 0 {
-			text += fmt.Sprintf("; %d recipients' mail waits here for it", m.Queue)
+			waits = fmt.Sprintf("; mail for %d recipients waits here for it", m.Queue)
 		}
-		if strings.HasPrefix(m.Path, "via ") {
-			text = fmt.Sprintf("The line to %s is cut; mail goes %s", m.Name, m.Path)
+		switch {
+		case m.State == string(mesh.Unreachable):
+			add(health.Condition{Name: "node.unreachable", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s has been cut off for %s%s.", m.Name, spoken(time.Since(m.Since)), waits), Next: "Check the office's line; mail leaves by itself when it is back."})
+		case m.State == string(mesh.Left):
+			add(health.Condition{Name: "node.left", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s was shut down %s ago%s.", m.Name, spoken(time.Since(m.Since)), waits), Next: "Start it again; mail leaves by itself then."})
+		case strings.HasPrefix(m.Path, "via "):
+			add(health.Condition{Name: "line.cut", About: m.Name, Severity: health.Notice, Since: m.Since, Text: fmt.Sprintf("The line to %s is cut; mail goes %s.", m.Name, m.Path), Next: "Check the line between the two offices."})
 		}
-		add(health.Condition{Name: "node.unreachable", About: m.Name, Severity: health.Warning, Since: m.Since, Text: text + ".", Next: "Check the office's line; mail leaves by itself when it is back."})
 	}
 	e := n.elected()
 	if e == nil {

@@ -203,10 +203,15 @@ func (e *Endpoint) session(ctx context.Context, p *peer, class Class) (*session,
 	if s != nil {
 		return s, nil
 	}
-	dctx, cancel := context.WithTimeout(ctx, dialRound)
+	// Where the control connection lives a handshake and a hello take three round
+	// trips of a known length; longer, and it is dead, though nothing has said so.
+	dctx, cancel := context.WithTimeout(ctx, max(directWait, 6*control.conn.ConnectionStats().SmoothedRTT))
 	defer cancel()
 	s, err = e.connect(dctx, dctx, p, control.addr, Bulk)
 	if err != nil {
+		if dctx.Err() != nil && ctx.Err() == nil {
+			e.Doubt(p.id)
+		}
 		return nil, fmt.Errorf("%w: dial bulk: %w", ErrUnreachable, err)
 	}
 	if s.peer != p {

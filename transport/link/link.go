@@ -466,6 +466,20 @@ func (e *Endpoint) Hint(node mesh.NodeID) {
 	}
 }
 
+// doubtFor is how long Doubt holds: until a dead connection has been noticed.
+const doubtFor = 15 * time.Second
+
+// Doubt says that a stream to node has seen no progress for so long that its
+// connection may be dead, though nothing has noticed yet: for a while, or until a
+// new connection, streams go through a third node if one can reach it.
+func (e *Endpoint) Doubt(node mesh.NodeID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if p := e.peers[node]; p != nil && p.up {
+		p.doubtful = time.Now().Add(doubtFor)
+	}
+}
+
 // Watch calls f for each peer that is up now and then whenever one goes up or down,
 // until stop is called. A peer that goes down and up between two calls is told as up
 // again. f is a callback like those of Deps.

@@ -55,6 +55,7 @@ type peer struct {
 	err      error         // of the last round
 	via      mesh.NodeID   // last node that carried a stream
 	viaAt    time.Time
+	doubtful time.Time // until when its own connection is not trusted
 	spliced  map[*Conn]struct{} // streams with it through others
 }
 
@@ -413,7 +414,7 @@ func (e *Endpoint) establish(s *session, h *hello, answer func() error) error {
 
 // markUp needs e.mu.
 func (e *Endpoint) markUp(p *peer, s *session, anew bool) {
-	p.err = nil
+	p.err, p.doubtful = nil, time.Time{}
 	if !slices.Contains(p.learned[:min(1, len(p.learned))], s.addr) && s.addr.IsValid() {
 		p.learned = slices.DeleteFunc(p.learned, func(a netip.AddrPort) bool { return a == s.addr })
 		p.learned = slices.Insert(p.learned, 0, s.addr)
@@ -452,7 +453,9 @@ func (e *Endpoint) forget(s *session) {
 // markDown needs e.mu.
 func (e *Endpoint) markDown(p *peer, why error) {
 	p.up, p.since, p.err = false, time.Now(), wireError(why)
-	p.tried = make(chan struct{})
+	if !errors.As(why, new(*quic.IdleTimeoutError)) {
+		p.tried = make(chan struct{}) // it said goodbye, or has started anew: a new attempt may well succeed
+	}
 	e.notify.event(Event{Peer: p.id})
 	e.log.Info("peer down", "peer", p.id.String(), "err", p.err)
 	p.poke()

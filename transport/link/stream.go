@@ -273,6 +273,14 @@ func (e *Endpoint) Dial(ctx context.Context, node mesh.NodeID, service string, c
 	if err != nil {
 		return nil, err
 	}
+	e.mu.Lock()
+	doubtful := time.Now().Before(p.doubtful)
+	e.mu.Unlock()
+	if doubtful {
+		if c, err := e.dialThrough(ctx, p, service, class); err == nil {
+			return c, nil
+		}
+	}
 	s, err := e.session(ctx, p, class)
 	if err == nil {
 		var c *Conn
