@@ -55,7 +55,7 @@ type peer struct {
 	err      error         // of the last round
 	via      mesh.NodeID   // last node that carried a stream
 	viaAt    time.Time
-	doubtful time.Time // until when its own connection is not trusted
+	doubtful time.Time          // until when its own connection is not trusted
 	spliced  map[*Conn]struct{} // streams with it through others
 }
 
