@@ -14,6 +14,7 @@ import (
 	"posthouse/mailstore"
 	"posthouse/mailstore/delivery"
 	"posthouse/mailstore/imapd"
+	"posthouse/mesh"
 	"posthouse/mesh/domain"
 	"posthouse/transport"
 	"posthouse/transport/filter"
@@ -52,6 +53,7 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 	imap := imapd.New(imapd.Config{}, imapd.Deps{
 		Login: n.imapLogin, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, MaxMessage: n.maxMessage, TLS: mailTLS, Log: n.part("imapd"),
 	})
+	g.run("sessions", func(ctx context.Context) error { return n.endSessions(ctx, imap.EndUser) })
 	drain = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 		defer cancel()
@@ -138,6 +140,47 @@ func (n *Node) imapLogin(ctx context.Context, user, password string) (imapd.Acco
 		return imapd.Account{}, errNotHome
 	}
 	return imapd.Account{User: u.ID.String(), Mailbox: u.Mailbox}, nil
+}
+
+// endSessions ends the IMAP connections of users whose password changed, who
+// were locked out or removed, or whose mailbox went elsewhere.
+func (n *Node) endSessions(ctx context.Context, end func(user, reason string)) error {
+	changed := make(chan struct{}, 1)
+	stop := n.state.Watch(func(c domain.Change) {
+		if c.Parts&(domain.Users|domain.Homes) != 0 {
+			select {
+			case changed <- struct{}{}:
+			default:
+			}
+		}
+	})
+	defer stop()
+	type login struct {
+		version uint64
+		home    mesh.NodeID
+		locked  bool
+	}
+	look := func() map[mesh.ID]login {
+		now := map[mesh.ID]login{}
+		for _, u := range n.state.Users() {
+			now[u.ID] = login{u.CredVersion, u.Home, u.Disabled}
+		}
+		return now
+	}
+	for known := look(); ; {
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+		now := look()
+		for id, was := range known {
+			if now[id] != was {
+				end(id.String(), "your account was changed; log in again")
+			}
+		}
+		known = now
+	}
 }
 
 // adminLogin lets a mesh admin into the pages.

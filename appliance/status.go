@@ -277,6 +277,13 @@ func (n *Node) QueueHold(ctx context.Context, a admin.QueueAction) (int, error) 
 
 // QueueRelease implements admin.Operations.
 func (n *Node) QueueRelease(ctx context.Context, a admin.QueueAction) (int, error) {
+	if a.From != "" {
+		x, err := n.nodeByName(a.From)
+		if err != nil {
+			return 0, err
+		}
+		return n.queue.ReleaseFrom(ctx, x.ID)
+	}
 	return n.eachQueued(ctx, a, func(id queue.ID) (int, error) { return n.queue.Unhold(ctx, id) })
 }
 

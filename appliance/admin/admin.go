@@ -234,6 +234,10 @@ type QueueAction struct {
 	ID          string `json:"id,omitempty"`
 	Destination string `json:"destination,omitempty"`
 	All         bool   `json:"all,omitempty"`
+	// From, for release only: what was handed to this node to be sent outside
+	// and that it has not confirmed is taken back. For a node that is lost: if
+	// it returns, it may have sent some of it already.
+	From string `json:"from,omitempty"`
 }
 
 // ForkedCommand is a change that another lineage had committed and that this

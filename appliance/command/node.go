@@ -246,7 +246,7 @@ func (a *app) queueAction(use, short, said string, ask bool, f func(admin.Operat
 		if len(args) == 1 {
 			act.ID = args[0]
 		}
-		if act.ID == "" && act.Destination == "" && !act.All {
+		if act.ID == "" && act.Destination == "" && act.From == "" && !act.All {
 			return &ExitError{exUsage, fmt.Errorf("which? give an ID, --to DESTINATION or --all")}
 		}
 		if ask && act.ID == "" && !sure {
@@ -265,6 +265,9 @@ func (a *app) queueAction(use, short, said string, ask bool, f func(admin.Operat
 	}}
 	c.Flags().StringVar(&act.Destination, "to", "", "all that wait for this destination, as listed under FOR")
 	c.Flags().BoolVar(&act.All, "all", false, "all that wait here")
+	if use == "release" {
+		c.Flags().StringVar(&act.From, "from", "", "take back what a lost node was to send outside; should it return, it may have sent some of it already")
+	}
 	if ask {
 		c.Flags().BoolVar(&sure, "yes", false, "do not ask")
 	}
