@@ -162,9 +162,9 @@ type Box struct {
 	Letters     []Letter // by UID
 }
 
-// Open reads the INBOX of an office's user at the office. With bodies it
-// fetches what was sent, else subjects alone.
-func (w *World) Open(office string, bodies bool) (*Box, error) {
+// Login opens an IMAP session of an office's user at the office, over TLS. The
+// caller closes it.
+func (w *World) Login(office, password string) (*imapclient.Client, error) {
 	o := w.Office(office)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -172,15 +172,26 @@ func (w *World) Open(office string, bodies bool) (*Box, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer conn.Close()
 	c, err := imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: clientTLS})
+	if err != nil {
+		conn.Close()
+		return nil, err
+	}
+	if err := c.Login(office+"@"+Domain, password).Wait(); err != nil {
+		c.Close()
+		return nil, err
+	}
+	return c, nil
+}
+
+// Open reads the INBOX of an office's user at the office. With bodies it
+// fetches what was sent, else subjects alone.
+func (w *World) Open(office string, bodies bool) (*Box, error) {
+	c, err := w.Login(office, "secret")
 	if err != nil {
 		return nil, err
 	}
 	defer c.Close()
-	if err := c.Login(office+"@"+Domain, "secret").Wait(); err != nil {
-		return nil, err
-	}
 	box, err := c.Select("INBOX", &imap.SelectOptions{ReadOnly: true}).Wait()
 	if err != nil {
 		return nil, err
