@@ -1,0 +1,282 @@
+package queue
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"posthouse/mailstore/log"
+	"posthouse/mailstore/mime"
+	"posthouse/transport"
+)
+
+// Stored is the Body of a leg: it stands in the log.
+type Stored struct {
+	transport.Body
+	ref       log.Ref
+	structure *mime.Structure
+}
+
+// Ref returns where the message stands in the log (mailstore.Delivery.Source).
+func (s *Stored) Ref() log.Ref { return s.ref }
+
+// Structure returns the walk over the message, not to be changed.
+func (s *Stored) Structure() *mime.Structure { return s.structure }
+
+func (q *Queue) readMeta(ref log.Ref) (*acceptMeta, error) {
+	rec, err := q.j.Record(ref)
+	if err != nil {
+		return nil, err
+	}
+	m := new(acceptMeta)
+	if err := decMode.Unmarshal(rec.Meta, m); err != nil {
+		return nil, err
+	}
+	return m, nil
+}
+
+// source is the transport.Source of one carry.
+type source struct {
+	q    *Queue
+	d    *dest
+	took int // legs finished; under q.mu
+	over bool
+}
+
+// linger is how long a carry waits for more when nothing is due.
+func linger(s transport.Scope) time.Duration {
+	switch s {
+	case transport.ScopeLocal:
+		return time.Hour
+	case transport.ScopeNode, transport.ScopeGateway:
+		return 10 * time.Second
+	}
+	return time.Second
+}
+
+// Next implements transport.Source.
+func (s *source) Next(ctx context.Context) (*transport.Leg, error) {
+	q, d := s.q, s.d
+	var idle *time.Timer
+	for {
+		if err := q.fill(ctx, d); err != nil {
+			return nil, err
+		}
+		q.mu.Lock()
+		now := q.clock.now()
+		if s.over {
+			q.mu.Unlock()
+			return nil, io.EOF
+		}
+		if l := q.pick(d, now); l != nil {
+			out, r, meta := l.out, l.row, l.meta
+			out.Seq, out.Dest, out.Accepted = l.seq, d.key, time.Unix(r.Wall, 0).UTC()
+			for _, n := range l.handed {
+				for i := range r.Rcpts {
+					if r.Rcpts[i].N == n {
+						out.Rcpts = append(out.Rcpts, r.Rcpts[i].R)
+						out.Attempts = max(out.Attempts, r.Rcpts[i].Attempts)
+					}
+				}
+			}
+			ref := r.Ref
+			q.mu.Unlock()
+			if meta == nil {
+				var err error
+				if meta, err = q.readMeta(ref); err != nil {
+					q.putBack(d, l, out)
+					return nil, err
+				}
+			}
+			out.Envelope = meta.Envelope
+			out.Body = &Stored{Body: q.j.Body(ref), ref: ref, structure: meta.Structure}
+			return out, nil
+		}
+		wait, until := d.wake, min(d.due-now, linger(d.key.Scope))
+		q.mu.Unlock()
+		if idle == nil {
+			idle = time.NewTimer(linger(d.key.Scope))
+			defer idle.Stop()
+		}
+		again := time.NewTimer(max(until, 0))
+		select {
+		case <-wait:
+		case <-again.C:
+		case <-idle.C:
+			again.Stop()
+			return nil, io.EOF
+		case <-ctx.Done():
+			again.Stop()
+			return nil, context.Cause(ctx)
+		}
+		again.Stop()
+	}
+}
+
+func (q *Queue) putBack(d *dest, l *leg, out *transport.Leg) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if l.out == out {
+		l.out = nil
+		d.signal()
+	}
+}
+
+// Finish implements transport.Source.
+func (s *source) Finish(out *transport.Leg, results []transport.Result) {
+	q, d := s.q, s.d
+	as := make([]answer, len(out.Rcpts))
+	for i := range out.Rcpts {
+		if i < len(results) {
+			as[i].Result = results[i]
+		} else {
+			as[i].Result = transport.Result{Outcome: transport.Deferred, Text: "no result"}
+		}
+		if as[i].Result.Outcome == transport.Moved {
+			as[i].Route, as[i].Gone = q.routeMoved(d.key, &out.Rcpts[i], &as[i].Result)
+		}
+	}
+	q.mu.Lock()
+	l := d.bySeq[out.Seq]
+	if l == nil || l.out != out {
+		// Ended as a whole meanwhile, by its DELIVER record, or handed back.
+		s.took++
+		q.mu.Unlock()
+		q.tell(out, as)
+		return
+	}
+	for i := range as {
+		as[i].N = l.handed[i]
+	}
+	l.out, l.handed = nil, nil
+	s.took++
+	now := q.clock.now()
+	cs := q.policy.Step(now, d.key, l.row, event{Kind: evAnswers, Answers: as}, q.rnd.float)
+	waited := now - l.row.Accepted
+	q.record(legName{d.key, l.seq}, l.row, cs)
+	d.signal()
+	q.mu.Unlock()
+	for i := range as {
+		q.d.Event(Event{What: as[i].Result.Outcome.String(), ID: out.Envelope.ID, Queue: ID(out.Seq), Dest: d.key,
+			Recipient: out.Rcpts[i].Address, Result: as[i].Result, Waited: waited})
+	}
+}
+
+func (q *Queue) tell(out *transport.Leg, as []answer) {
+	for i := range as {
+		q.d.Event(Event{What: as[i].Result.Outcome.String(), ID: out.Envelope.ID, Queue: ID(out.Seq), Dest: out.Dest,
+			Recipient: out.Rcpts[i].Address, Result: as[i].Result, Waited: time.Since(out.Accepted)})
+	}
+}
+
+// routeMoved asks where a recipient goes whose supposed home said "moved". The
+// other node's word counts only where our own maps have nothing better, and
+// only towards a member.
+func (q *Queue) routeMoved(at transport.Destination, r *transport.Recipient, res *transport.Result) (transport.Destination, bool) {
+	to, gone := q.d.Route(r)
+	if gone || to.Scope != 0 && to != at {
+		return to, gone
+	}
+	switch h := res.Home; {
+	case h == 0 || h == at.Node || !q.d.Member(h):
+		return to, false
+	case h == q.d.Self:
+		if at.Scope == transport.ScopeLocal {
+			return to, false
+		}
+		return transport.Destination{Scope: transport.ScopeLocal}, false
+	default:
+		return transport.Destination{Scope: transport.ScopeNode, Node: h}, false
+	}
+}
+
+// record appends a LEG record. Under q.mu; what it changes is due when it is
+// applied, but what it holds back counts at once.
+func (q *Queue) record(n legName, r *row, cs []change) {
+	if len(cs) == 0 {
+		return
+	}
+	d := q.dests[n.dest]
+	for i := range cs {
+		if c := &cs[i]; c.State == Waiting && d != nil {
+			for k := range r.Rcpts {
+				if p, ok := pairOf(r.From, &r.Rcpts[k].R); ok && r.Rcpts[k].N == c.N {
+					if at, ok := d.holds[p]; !ok || n.seq < at {
+						d.holds[p] = n.seq
+					}
+				}
+			}
+		}
+	}
+	b, err := encMode.Marshal(&legMeta{V: version, Seq: n.seq, Dest: n.dest, Stamp: q.clock.stamp(), Changes: cs})
+	if err != nil {
+		q.d.Logger.Error("leg record", "err", err) // cannot happen: our own types
+		return
+	}
+	q.busy[n]++
+	q.j.Append(log.Entry{Kind: log.KindLeg, Meta: b})
+}
+
+// carry runs the carrier of one destination once.
+func (q *Queue) carry(ctx context.Context, d *dest) {
+	s := &source{q: q, d: d}
+	err := q.fill(ctx, d)
+	tried := false
+	q.mu.Lock()
+	ready := err == nil && q.hasReady(d, q.clock.now())
+	q.mu.Unlock()
+	if c := q.d.Carrier(d.key); ready && c != nil {
+		tried = true
+		err = c.Carry(ctx, d.key, s)
+	}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	s.over = true
+	now := q.clock.now()
+	lost := 0
+	for _, l := range d.window {
+		if l.out != nil {
+			l.out, l.handed = nil, nil
+			lost++
+		}
+	}
+	d.running = false
+	if d.key.Scope == transport.ScopeOutside {
+		q.running--
+	}
+	if err == nil && tried && s.took == 0 && lost == 0 && q.hasReady(d, now) {
+		err = errors.New("the carrier took nothing")
+	}
+	if err == nil && lost > 0 {
+		err = errors.New("the carrier left messages without a result")
+	}
+	if s.took > 0 {
+		d.failures = 0
+	}
+	if err != nil && ctx.Err() == nil {
+		wait := nodeRetry
+		if d.key.Scope == transport.ScopeOutside {
+			wait = q.policy.OutsideRetry
+		}
+		d.notBefore = now + spread(wait[min(d.failures, len(wait)-1)], q.rnd.float())
+		if d.failures++; d.woken {
+			d.notBefore, d.failures = 0, 0
+		}
+		d.lastErr, d.lastErrAt = transport.AsFault(err).Error(), time.Now().UTC()
+		if f := (*transport.Fault)(nil); !errors.As(err, &f) {
+			d.lastErr = err.Error()
+		}
+		q.d.Logger.Info("destination waits", "dest", d.key.String(), "attempt", d.failures, "err", err)
+		d.again = true
+		q.rewind(d) // lets go of what was in memory
+	} else if err == nil {
+		d.failures, d.notBefore, d.lastErr = 0, 0, ""
+	}
+	d.woken = false
+	q.look(d)
+}
+
+// nodeRetry is how soon a node is tried again without any news of it: peer-up
+// does not wait for it.
+var nodeRetry = []time.Duration{time.Second, 2 * time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second, time.Minute}
