@@ -1,6 +1,7 @@
 package queue
 
 import (
+	"context"
 	"flag"
 	"os"
 	"path/filepath"
@@ -88,12 +89,17 @@ func TestALegWithThousandsOfRecipientsFitsTheView(t *testing.T) {
 	w.crash()
 	w.start() // and comes back from it
 	done := make(chan struct{})
-	w.carry(local, eachLeg(func(l *transport.Leg) []transport.Result {
+	w.carry(local, carrier(func(ctx context.Context, d transport.Destination, src transport.Source) error {
+		l, err := src.Next(ctx)
+		if err != nil {
+			return err
+		}
 		if len(l.Rcpts) != len(rs) {
 			t.Errorf("%d recipients", len(l.Rcpts))
 		}
-		defer close(done)
-		return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered})
+		src.Finish(l, all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered}))
+		close(done)
+		return nil
 	}))
 	<-done
 	if err := w.q.applied(t.Context(), legName{local, uint64(id)}); err != nil {

@@ -283,6 +283,7 @@ func TestSuccessReportsSurviveTheCrashAfterTheDelivery(t *testing.T) {
 		r := user(bob)
 		r.Notify = transport.NotifySuccess
 		w.accept(1, anna, transport.OriginSubmission, one(local, r))
+		synctest.Wait()
 		w.stop() // nobody makes reports now
 		w.carry(local, w.mailstore(nil))
 		src := &source{q: w.q, d: w.q.dests[local]}
