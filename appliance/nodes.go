@@ -260,3 +260,25 @@ func (n *Node) Forked(context.Context) ([]admin.ForkedCommand, error) {
 	}
 	return out, nil
 }
+
+// Settings implements admin.Operations.
+func (n *Node) Settings(context.Context) (admin.Settings, error) {
+	s := n.state.Settings()
+	return admin.Settings{MaxMessage: n.maxMessage(), Quota: s.Quota, Smarthost: s.Smarthost, ClientName: s.ClientName, Postmaster: n.targetAddress(domain.Target{ID: s.Postmaster})}, nil
+}
+
+// ChangeSettings implements admin.Operations.
+func (n *Node) ChangeSettings(ctx context.Context, r admin.SettingsChange) (admin.Settings, error) {
+	c := &domain.SetSettings{MaxMessage: r.MaxMessage, Quota: r.Quota, Smarthost: r.Smarthost, ClientName: r.ClientName}
+	if r.Postmaster != nil {
+		t := n.target(*r.Postmaster)
+		if t.ID.IsZero() {
+			return admin.Settings{}, admin.Errorf(admin.NotFound, "user.unknown", "There is no user or group %s.", *r.Postmaster)
+		}
+		c.Postmaster = &t.ID
+	}
+	if _, err := n.propose(ctx, c); err != nil {
+		return admin.Settings{}, err
+	}
+	return n.Settings(ctx)
+}

@@ -194,6 +194,24 @@ type NodeChange struct {
 	Priority *int   `json:"priority,omitempty"`
 }
 
+// Settings are the values of the whole mesh.
+type Settings struct {
+	MaxMessage int64  `json:"max_message"` // bytes
+	Quota      int64  `json:"quota"`       // bytes a mailbox; 0: none
+	Smarthost  string `json:"smarthost"`   // host or host:port that takes all mail for outside; "": direct
+	ClientName string `json:"client_name"` // the host name that clients are told; "": each office's own
+	Postmaster string `json:"postmaster"`  // who gets mail to postmaster@ and abuse@
+}
+
+// SettingsChange changes what is not nil.
+type SettingsChange struct {
+	MaxMessage *int64  `json:"max_message,omitempty"`
+	Quota      *int64  `json:"quota,omitempty"`
+	Smarthost  *string `json:"smarthost,omitempty"`
+	ClientName *string `json:"client_name,omitempty"`
+	Postmaster *string `json:"postmaster,omitempty"`
+}
+
 // PromoteRequest takes over by hand when quorum is lost for good.
 type PromoteRequest struct {
 	// Confirm must be true; without it the answer says what may be lost.

@@ -44,6 +44,8 @@ type Operations interface {
 	Transfer(ctx context.Context, name string) error
 	Promote(ctx context.Context, r PromoteRequest) (PromoteResult, error)
 	Forked(ctx context.Context) ([]ForkedCommand, error)
+	Settings(ctx context.Context) (Settings, error)
+	ChangeSettings(ctx context.Context, r SettingsChange) (Settings, error)
 }
 
 // Actor is who asks.

@@ -48,7 +48,9 @@ func Handler(ops admin.Operations) http.Handler {
 	read(mux, "mesh/tokens", func(ctx context.Context, _ none) ([]admin.Token, error) { return ops.Tokens(ctx) })
 	read(mux, "mesh/pending", func(ctx context.Context, _ none) ([]admin.Pending, error) { return ops.PendingNodes(ctx) })
 	read(mux, "mesh/forked", func(ctx context.Context, _ none) ([]admin.ForkedCommand, error) { return ops.Forked(ctx) })
+	read(mux, "mesh/settings", func(ctx context.Context, _ none) (admin.Settings, error) { return ops.Settings(ctx) })
 
+	change(mux, "mesh/settings", ops.ChangeSettings)
 	change(mux, "init", ops.Init)
 	change(mux, "join", done(ops.Join))
 	change(mux, "users/create", ops.CreateUser)

@@ -19,14 +19,15 @@ import (
 type Client struct {
 	http *http.Client
 	base string
+	name string // of the node, for sentences
 }
 
 // ErrNoAnswer is wrapped when the node did not answer at all.
-var ErrNoAnswer = errors.New("the node did not answer")
+var ErrNoAnswer = errors.New("nothing answers")
 
 // Local returns a client of the node behind a control socket.
 func Local(socket string) *Client {
-	return &Client{base: "http://node" + Prefix, http: &http.Client{Transport: &http.Transport{
+	return &Client{base: "http://node" + Prefix, name: "behind " + socket, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
@@ -41,7 +42,11 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrNoAnswer, err)
+		var cause *net.OpError
+		if errors.As(err, &cause) {
+			err = cause.Err
+		}
+		return nil, fmt.Errorf("%w %s (%w): is it running? posthouse serve starts it", ErrNoAnswer, c.name, err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -49,7 +54,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	defer resp.Body.Close()
 	var e admin.Error
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&e); err != nil || e.Text == "" {
-		return nil, fmt.Errorf("%w: %s", ErrNoAnswer, resp.Status)
+		return nil, fmt.Errorf("%w as a node does: %s", ErrNoAnswer, resp.Status)
 	}
 	for k := admin.Usage; k <= admin.Internal; k++ {
 		if k.HTTP() == resp.StatusCode {
@@ -266,6 +271,16 @@ func (c *Client) Promote(ctx context.Context, r admin.PromoteRequest) (admin.Pro
 // Forked implements admin.Operations.
 func (c *Client) Forked(ctx context.Context) ([]admin.ForkedCommand, error) {
 	return get[[]admin.ForkedCommand](ctx, c, "mesh/forked")
+}
+
+// Settings implements admin.Operations.
+func (c *Client) Settings(ctx context.Context) (admin.Settings, error) {
+	return get[admin.Settings](ctx, c, "mesh/settings")
+}
+
+// ChangeSettings implements admin.Operations.
+func (c *Client) ChangeSettings(ctx context.Context, r admin.SettingsChange) (admin.Settings, error) {
+	return post[admin.Settings](ctx, c, "mesh/settings", r)
 }
 
 var _ admin.Operations = (*Client)(nil)

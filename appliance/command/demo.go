@@ -38,7 +38,7 @@ small outside world (a mail server and a DNS server).`}
 				defer os.RemoveAll(o.Dir)
 			}
 			began := time.Now()
-			fmt.Fprintf(a.Err, "Starting %d offices…\n", len(o.Offices))
+			fmt.Fprintln(a.Err, "Starting the offices…")
 			_, loadErr := demo.Load(o.Dir)
 			s, err := demo.Up(c.Context(), o)
 			if err != nil {

@@ -342,7 +342,7 @@ func (a *app) mesh() *cobra.Command {
 			}
 		})
 	}})
-	c.AddCommand(token, pending, forked, a.promote(), a.nodeSwitches(),
+	c.AddCommand(token, pending, forked, a.promote(), a.nodeSwitches(), a.settings(),
 		a.one("approve ID", "Admit a pending node after comparing its code", "%s is admitted.\n", func(n admin.Operations) byName { return n.Approve }),
 		a.one("refuse ID", "Turn a pending node away", "%s is refused.\n", func(n admin.Operations) byName { return n.Refuse }),
 		a.one("transfer NODE", "Hand leadership over", "%s leads now.\n", func(n admin.Operations) byName { return n.Transfer }),
