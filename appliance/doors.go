@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"posthouse/appliance/admin"
 	"posthouse/appliance/config"
@@ -184,14 +185,20 @@ func (n *Node) endSessions(ctx context.Context, end func(user, reason string)) e
 }
 
 // adminLogin lets a mesh admin into the pages.
-func (n *Node) adminLogin(ctx context.Context, name, password string, _ netip.Addr) (admin.Actor, error) {
+func (n *Node) adminLogin(ctx context.Context, name, password string, from netip.Addr) (admin.Actor, error) {
+	began := time.Now()
 	u, err := n.dir.logIn(ctx, name, password)
 	if errors.Is(err, errLogin) || err == nil && u.Role != domain.RoleMeshAdmin {
+		select {
+		case <-time.After(time.Until(began.Add(n.failures.Failed(from, name, began)))):
+		case <-ctx.Done():
+		}
 		return admin.Actor{}, admin.Errorf(admin.Denied, "login", "The name or the password is wrong, or it is not an admin's.")
 	}
 	if err != nil {
 		return admin.Actor{}, err
 	}
+	n.failures.Succeeded(from, name)
 	return admin.Actor{Name: u.Address, Admin: true}, nil
 }
 

@@ -57,14 +57,15 @@ type Node struct {
 	dir   *directory
 	view  atomic.Pointer[mesh.View]
 
-	journal *journal.Journal
-	store   *mailstore.Store
-	queue   *queue.Queue
-	link    *link.Endpoint
-	relay   *relay.Relay
-	gossip  *gossip.Gossip
-	certs   *certificates
-	meshes  *group // of Run
+	journal  *journal.Journal
+	store    *mailstore.Store
+	queue    *queue.Queue
+	link     *link.Endpoint
+	relay    *relay.Relay
+	gossip   *gossip.Gossip
+	certs    *certificates
+	failures login.Failures // of admins at the pages
+	meshes   *group         // of Run
 
 	gossipDoor *link.Listener
 	// parting says that the node stops because it was asked to.
@@ -266,7 +267,7 @@ func (n *Node) servePages(g *group) error {
 	}
 	serve := func(l net.Listener, h http.Handler) {
 		s := &http.Server{Handler: h, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute, MaxHeaderBytes: 64 << 10,
-			ErrorLog: slog.NewLogLogger(n.part("web").Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return g.ctx }}
+			ErrorLog: slog.NewLogLogger(n.part("web").Handler(), slog.LevelDebug), BaseContext: func(net.Listener) context.Context { return g.ctx }, ConnContext: server.ConnContext}
 		g.run("pages", func(ctx context.Context) error {
 			stop := context.AfterFunc(ctx, func() { s.Close() })
 			defer stop()
@@ -284,7 +285,7 @@ func (n *Node) servePages(g *group) error {
 	if err != nil {
 		return fmt.Errorf("open the HTTPS port: %w", err)
 	}
-	serve(tls.NewListener(l, n.certs.config("h2", "http/1.1")), server.Public())
+	serve(tls.NewListener(server.Limit(l), n.certs.config("h2", "http/1.1")), server.Public())
 	return nil
 }
 

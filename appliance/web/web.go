@@ -57,6 +57,7 @@ type Deps struct {
 type Server struct {
 	d     Deps
 	pages *template.Template
+	door  door
 
 	mu       sync.Mutex
 	sessions map[string]*session
@@ -114,7 +115,7 @@ func (s *Server) Public() http.Handler {
 		calls.ServeHTTP(w, r.WithContext(admin.WithActor(r.Context(), s.actor(r))))
 	})
 	guard := http.NewCrossOriginProtection()
-	return near(headers(guard.Handler(mux)))
+	return near(headers(hurry(guard.Handler(mux))))
 }
 
 // machines adds what other machines ask.
@@ -154,8 +155,10 @@ func headers(h http.Handler) http.Handler {
 	})
 }
 
-func remote(r *http.Request) netip.Addr {
-	host, _, err := net.SplitHostPort(r.RemoteAddr)
+func remote(r *http.Request) netip.Addr { return addrOf(r.RemoteAddr) }
+
+func addrOf(hostPort string) netip.Addr {
+	host, _, err := net.SplitHostPort(hostPort)
 	if err != nil {
 		return netip.Addr{}
 	}
@@ -182,6 +185,9 @@ func (s *Server) actor(r *http.Request) admin.Actor {
 		return admin.Actor{}
 	}
 	x.until = now.Add(sessionIdle)
+	if v, ok := r.Context().Value(visitorKey{}).(*visitor); ok {
+		v.known()
+	}
 	return x.actor
 }
 

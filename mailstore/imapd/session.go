@@ -70,13 +70,14 @@ func (s *session) Close() error {
 
 // Login implements imapserver.Session. It is called only after TLS.
 func (s *session) Login(user, password string) error {
+	began := time.Now()
 	if user == "" || password == "" || len(user) > 320 || len(password) > 1024 || strings.ContainsRune(user+password, 0) {
-		return s.refuse(user)
+		return s.refuse(user, began)
 	}
 	acc, err := s.srv.deps.Login(s.ctx, user, password)
 	switch {
 	case errors.Is(err, ErrCredentials):
-		return s.refuse(user)
+		return s.refuse(user, began)
 	case err != nil:
 		s.srv.log.Warn("login not possible now", "user", user, "addr", s.addr, "err", err)
 		return no(imap.ResponseCodeUnavailable, "Login is not possible now, try again later")
@@ -100,10 +101,11 @@ func (s *session) Login(user, password string) error {
 	return nil
 }
 
-// refuse answers a wrong password, later each time.
-func (s *session) refuse(user string) error {
+// refuse answers a wrong password, later each time. The delay runs from the
+// question, so that the time of the answer tells nothing about the work behind it.
+func (s *session) refuse(user string, began time.Time) error {
 	s.srv.log.Info("login refused", "user", user[:min(len(user), 320)], "addr", s.addr)
-	pause(s.ctx, s.srv.limits.failed(s.addr, strings.ToLower(user), time.Now()))
+	pause(s.ctx, time.Until(began.Add(s.srv.limits.failed(s.addr, strings.ToLower(user), time.Now()))))
 	if s.tries++; s.tries >= s.srv.cfg.LoginTries {
 		s.g.violation("Too many failed logins")
 	}

@@ -121,8 +121,10 @@ func (s *session) response(initial string, has bool, challenge string) ([]byte, 
 }
 
 // login checks a password. Wrong ones are answered late, the longer the more
-// there were; the right one never waits.
+// there were; the right one never waits. The delay runs from the question, so
+// that the time of the answer tells nothing about the work behind it.
 func (s *session) login(user, pass string) {
+	began := time.Now()
 	var err error
 	var who Login
 	log := s.srv.deps.Logger
@@ -152,7 +154,7 @@ func (s *session) login(user, pass string) {
 		return
 	}
 	select {
-	case <-time.After(s.srv.limits.failed(s.Remote, user)):
+	case <-time.After(time.Until(began.Add(s.srv.limits.failed(s.Remote, user)))):
 	case <-s.ctx.Done():
 		s.ending = s.ctx.Err()
 		return
