@@ -14,6 +14,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/transport"
 	"posthouse/transport/queue"
+	"posthouse/transport/route"
 )
 
 // Verified is what VerifyStore found.
@@ -64,8 +65,10 @@ func RebuildStore(ctx context.Context, data string, progress func(done, total ui
 	return j.Applied(), nil
 }
 
-// queueDeps fills in how the queue reads what the mailstore wrote.
+// queueDeps fills in what does not depend on the node: how the queue reads what
+// the mailstore wrote, and where an outside address goes at a gateway.
 func queueDeps(d queue.Deps) queue.Deps {
+	d.Domain = route.ToDomain
 	d.Decode = func(meta []byte) (queue.Delivered, error) {
 		x, err := mailstore.DecodeDelivered(meta)
 		return queue.Delivered{ID: x.ID, LegSeq: x.LegSeq, Mailboxes: x.Mailboxes}, err
