@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test race fuzz lint bench mutants help clean tools
+.PHONY: all build demo test prove race fuzz lint bench mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -17,6 +17,9 @@ demo: build ## three offices, people and a small outside world on this machine; 
 
 test: tools ## every test; installs the Debian packages that they need when run as root
 	$(GO) test -timeout 14m ./...
+
+prove: tools ## the promises on real processes in full: every power cut, flip and kill of them (an hour; as root)
+	PROVE=full $(GO) test -count=1 -v -timeout 180m ./simtest/processes
 
 race: ## the tests under the race detector
 	$(GO) test -race -timeout 60m ./...

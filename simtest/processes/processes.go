@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,13 +54,40 @@ var build = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	return buildTo(dir, ownTags())
+})
+
+// ownTags are the build tags of this test binary: `go test -tags mutant_x`
+// proves the program with that mutant in it.
+func ownTags() string {
+	if info, ok := debug.ReadBuildInfo(); ok {
+		for _, s := range info.Settings {
+			if s.Key == "-tags" {
+				return s.Value
+			}
+		}
+	}
+	return ""
+}
+
+func buildTo(dir, tags string) (string, error) {
 	bin := filepath.Join(dir, "posthouse")
-	out, err := exec.Command("go", "build", "-o", bin, "posthouse/cmd/posthouse").CombinedOutput()
+	out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, "posthouse/cmd/posthouse").CombinedOutput()
 	if err != nil {
 		return "", fmt.Errorf("build: %w\n%s", err, out)
 	}
 	return bin, nil
-})
+}
+
+// Mutant builds the program with a mutant in it, to show that a test can fail.
+func Mutant(tb testing.TB, tag string) string {
+	tb.Helper()
+	bin, err := buildTo(tb.TempDir(), tag)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return bin
+}
 
 // Binary builds the program once and returns its path. Clean removes it.
 func Binary(tb testing.TB) string {
@@ -89,11 +117,17 @@ type Mesh struct {
 // logged is printed when the test has failed.
 func Up(tb testing.TB, offices ...string) *Mesh {
 	tb.Helper()
+	return UpOf(tb, Binary(tb), offices...)
+}
+
+// UpOf is Up with another build of the program.
+func UpOf(tb testing.TB, bin string, offices ...string) *Mesh {
+	tb.Helper()
 	dir, err := os.MkdirTemp("", "posthouse-mesh-")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	m := &Mesh{tb: tb, Dir: dir, bin: Binary(tb)}
+	m := &Mesh{tb: tb, Dir: dir, bin: bin}
 	tb.Cleanup(func() {
 		m.Command("demo", "down", "--dir", dir)
 		if tb.Failed() {
@@ -272,6 +306,11 @@ func (s *Sender) Close() { s.conn.Close() }
 // Send sends one message with that id; nil means that its 250 was read.
 // ErrUnsure wraps the error when the answer to the text was not read.
 func (s *Sender) Send(id string, to ...string) error {
+	return s.SendText(id, Text(id, s.from, to[0]), to...)
+}
+
+// SendText is Send of a message of the caller's own, whose subject is id.
+func (s *Sender) SendText(_, text string, to ...string) error {
 	s.conn.SetDeadline(time.Now().Add(time.Minute))
 	if err := s.c.Mail(s.from); err != nil {
 		return err
@@ -285,7 +324,7 @@ func (s *Sender) Send(id string, to ...string) error {
 	if err != nil {
 		return err
 	}
-	if _, err := io.WriteString(w, Text(id, s.from, to[0])); err != nil {
+	if _, err := io.WriteString(w, text); err != nil {
 		return errors.Join(ErrUnsure, err)
 	}
 	if err := w.Close(); err != nil {
