@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"posthouse/appliance/clientca"
+	"posthouse/appliance/health"
 	"posthouse/mesh"
 )
 
@@ -27,7 +28,8 @@ type certificates struct {
 
 func (c *certificates) path(name string) string { return filepath.Join(c.n.cfg.Data, name) }
 
-// open loads what is there.
+// open loads what is there. What is damaged is said, and got anew where it can
+// be: mail goes on without.
 func (c *certificates) open() error {
 	n := c.n
 	if n.cfg.TLS.Certificate != "" {
@@ -38,26 +40,29 @@ func (c *certificates) open() error {
 		c.current.Store(&pair)
 		return nil
 	}
-	if text, err := n.env.Files.Read(c.path("authority.pem")); err == nil {
-		a, err := clientca.Parse(text)
-		if err != nil {
-			return err
-		}
-		c.authority.Store(a)
-	} else if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the authority: %w", err)
-	}
-	text, err := n.env.Files.Read(c.path("tls.pem"))
+	text, err := n.env.Files.Read(c.path("authority.pem"))
 	if err == nil {
-		pair, err := tls.X509KeyPair(text, text)
-		if err != nil {
-			return fmt.Errorf("load the certificate for clients: %w", err)
+		var a *clientca.Authority
+		if a, err = clientca.Parse(text); err == nil {
+			c.authority.Store(a)
 		}
-		c.current.Store(&pair)
-		return nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		n.log.Error("the authority cannot be read", "err", err)
+		n.board.Set(health.Condition{Name: "tls.authority", Severity: health.Warning, Text: sentence("no office can get a new certificate for mail clients: authority.pem cannot be read: " + err.Error()),
+			Next: "Restore authority.pem in the data folder from a backup and start the node again."})
+	}
+	text, err = n.env.Files.Read(c.path("tls.pem"))
+	if err == nil {
+		var pair tls.Certificate
+		if pair, err = tls.X509KeyPair(text, text); err == nil {
+			c.current.Store(&pair)
+			return nil
+		}
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("read the certificate for clients: %w", err)
+		n.log.Error("the certificate for clients cannot be read; a new one is asked for", "err", err)
+		n.board.Set(health.Condition{Name: "tls.damaged", Severity: health.Notice, Text: sentence("the certificate for mail clients could not be read and is got anew: " + err.Error())})
 	}
 	own, err := clientca.SelfSigned(n.cfg.Host, time.Now(), n.env.Random)
 	if err != nil {

@@ -13,7 +13,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -93,6 +92,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
 	n.log = env.Logger.With("node", cfg.Name)
+	n.env.Files = twofold{env.Files, n.mended}
 	n.board = health.New(n.live.send)
 	n.setStage("the node is starting")
 	n.setPhase(mesh.Fresh)
@@ -167,10 +167,10 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.env.Files.MkdirAll(data); err != nil {
 		return fmt.Errorf("make data folder: %w", err)
 	}
-	if n.rec, err = openRecord(n.env.Files, data, n.env.Random); err != nil {
-		return err
+	var broken error
+	if n.rec, broken = openRecord(n.env.Files, data, n.env.Random); broken == nil {
+		n.id = n.rec.get().Node
 	}
-	n.id = n.rec.get().Node
 	n.certs = &certificates{n: n}
 	if err := n.certs.open(); err != nil {
 		return err
@@ -180,17 +180,15 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.servePages(pages); err != nil {
 		return err
 	}
-	created := false
-	if n.key, created, err = identity.LoadOrCreate(filepath.Join(data, "node.key"), n.env.Random); err != nil {
-		return err
+	if broken == nil {
+		broken = n.openSelf(ctx)
 	}
-	if created && n.rec.get().Member {
-		return errors.New("the node's key is gone but its record says that it is a member: restore node.key from a backup, or remove the data folder and join anew")
+	if broken == nil {
+		n.setStage("the store is being opened")
+		broken = n.patiently(ctx, func() error { return n.openStore(ctx) })
 	}
-
-	n.setStage("the store is being opened")
-	if err := n.openStore(ctx); err != nil {
-		return err
+	if broken != nil {
+		return n.explain(ctx, broken)
 	}
 	closeStore := sync.OnceFunc(n.closeStore)
 	defer closeStore()

@@ -3,15 +3,21 @@ package appliance
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"syscall"
 
+	"posthouse/appliance/admin"
 	"posthouse/mailstore"
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
 	"posthouse/mesh"
+	"posthouse/mesh/election"
+	"posthouse/mesh/identity"
 	"posthouse/transport"
 	"posthouse/transport/queue"
 	"posthouse/transport/route"
@@ -19,20 +25,64 @@ import (
 
 // Verified is what VerifyStore found.
 type Verified struct {
-	Segments int      `json:"segments"`
-	Records  int      `json:"records"`
-	Bytes    int64    `json:"bytes"`
-	Damage   []string `json:"damage"` // one line each: file, offset, what
+	Segments int    `json:"segments"`
+	Records  int    `json:"records"`
+	Bytes    int64  `json:"bytes"`
+	Damage   []Flaw `json:"damage"`
 }
 
-// VerifyStore reads a stopped node's message log with all its checksums.
+// ownFiles are the small files of a data folder, each with its copy.
+var ownFiles = []string{"node.json", "authority.pem", "ca.pem", "tls.pem"}
+
+// VerifyStore reads a stopped node's files with all their checksums: the
+// message log, what the election keeps, the key and the small files. The index
+// is not among them: it is checked at each start and made anew from the log.
 func VerifyStore(ctx context.Context, data string) (Verified, error) {
-	v := Verified{Damage: []string{}}
-	s, err := log.Verify(ctx, log.Disk{}, filepath.Join(data, "log"), func(d log.Damage) { v.Damage = append(v.Damage, d.String()) })
+	v := Verified{Damage: []Flaw{}}
+	dir := filepath.Join(data, "log")
+	lock, err := log.Disk{}.Lock(dir)
+	if errors.Is(err, syscall.EWOULDBLOCK) {
+		return v, &admin.Error{Kind: admin.Unavailable, Code: "store.in-use", Text: "The node of " + data + " is running, and what it writes now looks unfinished.", Next: "Stop it first; its page names what it finds damaged while it runs."}
+	}
+	if errors.Is(err, fs.ErrNotExist) {
+		return v, admin.Errorf(admin.NotFound, "store.none", "%s holds no message store.", data)
+	}
+	if err != nil {
+		return v, fmt.Errorf("verify the store: %w", err)
+	}
+	defer lock.Close()
+	s, err := log.Verify(ctx, log.Disk{}, dir, func(d log.Damage) {
+		x := Flaw{filepath.Join("log", d.File), d.Offset, d.What}
+		if d.Last != 0 {
+			x.What += fmt.Sprintf(" (records %d to %d)", d.First, d.Last)
+		}
+		v.Damage = append(v.Damage, x)
+	})
 	if err != nil {
 		return v, fmt.Errorf("verify the store: %w", err)
 	}
 	v.Segments, v.Records, v.Bytes = s.Segments, s.Records, s.Bytes
+	found, err := election.VerifyFiles(filepath.Join(data, "election"))
+	if err != nil {
+		return v, err
+	}
+	for _, d := range found {
+		v.Damage = append(v.Damage, Flaw{filepath.Join("election", d.File), d.Offset, d.What})
+	}
+	first, second := identity.Check(filepath.Join(data, "node.key"))
+	if first != nil && !errors.Is(first, fs.ErrNotExist) {
+		v.Damage = append(v.Damage, Flaw{"node.key", 0, first.Error()})
+	}
+	if second != nil {
+		v.Damage = append(v.Damage, Flaw{"node.key" + copySuffix, 0, second.Error()})
+	}
+	for _, name := range ownFiles {
+		_, flaws, _, err := twofold{Files: osFiles{}}.look(filepath.Join(data, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return v, fmt.Errorf("verify %s: %w", name, err)
+		}
+		v.Damage = append(v.Damage, flaws...)
+	}
 	return v, nil
 }
 

@@ -43,8 +43,8 @@ type keeper struct {
 	rec record
 }
 
-// openRecord loads the record, or makes one with a random node id, and counts
-// this start.
+// openRecord loads the record, or makes one with a random node id. It writes
+// nothing: boot does.
 func openRecord(files Files, dir string, random io.Reader) (*keeper, error) {
 	k := &keeper{files: files, name: filepath.Join(dir, "node.json")}
 	b, err := files.Read(k.name)
@@ -74,7 +74,13 @@ func openRecord(files Files, dir string, random io.Reader) (*keeper, error) {
 			return nil, fmt.Errorf("%s is damaged: peer key %q", k.name, p.KeyHex)
 		}
 	}
-	return k, k.change(func(r *record) { r.Boots++ })
+	return k, nil
+}
+
+// boot counts this start, durably.
+func (k *keeper) boot() error {
+	boots := k.get().Boots + 1
+	return k.change(func(r *record) { r.Boots = boots })
 }
 
 // get returns the record as it is now.

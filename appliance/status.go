@@ -129,6 +129,9 @@ func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
 		add(health.Condition{Name: "mesh.no-master", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("There is no master: %d of %d nodes that vote can be reached, %d are needed. Mail inside goes on; the domain cannot be changed, and Internet mail may wait.", es.Reached, len(es.Voters), es.Needs),
 			Next: "If the others are lost for good: posthouse mesh promote."})
 	}
+	if es.Damaged != "" {
+		add(health.Condition{Name: "mesh.damaged", Severity: health.Warning, Since: n.began.UTC(), Text: sentence("this node's copy of the domain state was damaged and is fetched again from the master: " + es.Damaged), Next: "Look after the disk; posthouse store verify, with the node stopped, names the places."})
+	}
 	if len(es.Forked) > 0 {
 		add(health.Condition{Name: "mesh.forked", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", len(es.Forked)), Next: "See posthouse mesh forked, and make again what is still wanted."})
 	}

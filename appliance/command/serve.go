@@ -62,8 +62,10 @@ func (a *app) store() *cobra.Command {
 		c.Flags().StringVar(&data, "data", "", "the node's data folder (default from the configuration)")
 		return c
 	}
-	verify := a.listing(flags(&cobra.Command{Use: "verify", Short: "Read everything and name what is damaged", Long: `Reads every byte of the message log with its checksums, and names file and offset
-of each damage. Exit code 1 when there is any.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+	verify := a.listing(flags(&cobra.Command{Use: "verify", Short: "Read everything and name what is damaged", Long: `Reads every file of a stopped node with its checksums (the message log, what the
+election keeps, the key, the small files) and names file and offset of each
+damage. Exit code 1 when there is any, 75 while the node runs. The index is not
+read: it is checked at each start, and made anew from the log when need be.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
 		dir, err := folder()
 		if err != nil {
 			return err
@@ -78,7 +80,7 @@ of each damage. Exit code 1 when there is any.`, Args: usage(cobra.NoArgs), RunE
 			}
 		} else {
 			for _, d := range r.Damage {
-				fmt.Fprintln(a.Out, printable(d))
+				fmt.Fprintln(a.Out, printable(d.String()))
 			}
 			fmt.Fprintf(a.Out, "%d segments, %d records, %d bytes read; %d damaged places.\n", r.Segments, r.Records, r.Bytes, len(r.Damage))
 		}

@@ -110,6 +110,9 @@ type State struct {
 	// Stopped says why this node's Raft does not run; "" when it runs or has
 	// not begun.
 	Stopped string
+	// Damaged says what was found damaged since the start and is fetched again
+	// from the master, or was; "" for nothing.
+	Damaged string
 	// Rival is the lineage that a person has to decide about; zero normally.
 	Rival Lineage
 	// Forked lists the commands that this node had applied and that the lineage
@@ -140,6 +143,7 @@ type Election struct {
 	queue    []func()
 	life     *life // nil when Raft does not run
 	stopped  string
+	damaged  string
 	last     State // as last published
 	watchers map[int]func(State)
 	nextID   int
@@ -189,6 +193,13 @@ func New(cfg Config, d Deps) (*Election, error) {
 func (e *Election) Run(ctx context.Context) error {
 	defer close(e.done)
 	rec, err := loadRecord(e.d.Storage)
+	if errors.Is(err, ErrDamaged) {
+		// Nobody may guess which mesh this was: the node goes on without.
+		e.stop(err)
+		close(e.ready)
+		<-ctx.Done()
+		return nil
+	}
 	if err != nil {
 		return err
 	}

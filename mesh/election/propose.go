@@ -300,9 +300,9 @@ func (e *Election) noMaster() error {
 // State returns what this node knows now.
 func (e *Election) State() State {
 	e.mu.Lock()
-	l, rec, stopped := e.life, e.rec, e.stopped
+	l, rec, stopped, damaged := e.life, e.rec, e.stopped, e.damaged
 	e.mu.Unlock()
-	s := State{Self: e.cfg.Self, Stopped: stopped, Forked: slices.Clone(rec.Forked), Lineages: slices.Clone(rec.Chain), Role: mesh.RoleMember, Rival: rec.Rival.now()}
+	s := State{Self: e.cfg.Self, Stopped: stopped, Damaged: damaged, Forked: slices.Clone(rec.Forked), Lineages: slices.Clone(rec.Chain), Role: mesh.RoleMember, Rival: rec.Rival.now()}
 	s.Applied, _ = e.d.Machine.Applied()
 	now := rec.Chain.now()
 	s.Authority = mesh.Authority{Lineage: now.ID, Generation: now.Generation}

@@ -212,6 +212,9 @@ func (e *Election) refetch(l *life, cause error) {
 
 func (e *Election) anew(cause error) error {
 	e.log.Error("the election's log is damaged; it is set aside and fetched again", "err", cause)
+	e.mu.Lock()
+	e.damaged = cause.Error()
+	e.mu.Unlock()
 	if err := e.saveFrozen(); err != nil {
 		return errors.Join(cause, err)
 	}

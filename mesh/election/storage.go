@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
@@ -165,25 +166,53 @@ func NewFileStorage(dir string) (*FileStorage, error) {
 	return &FileStorage{dir: dir, segmentSize: 4 << 20}, nil
 }
 
+// A named value is kept twice, the copy written first: a damaged one costs
+// nothing while the other is whole.
+const copySuffix = ".copy"
+
+// opened returns the value in a file, and whether it is what was written.
+func opened(b []byte) ([]byte, bool) {
+	if len(b) < 4 || crc32.Checksum(b[4:], castagnoli) != binary.BigEndian.Uint32(b) {
+		return nil, false
+	}
+	return b[4:], true
+}
+
 func (s *FileStorage) load(name string) ([]byte, error) {
-	b, err := os.ReadFile(filepath.Join(s.dir, name))
-	if errors.Is(err, fs.ErrNotExist) {
+	missing := 0
+	for _, file := range []string{name, name + copySuffix} {
+		b, err := os.ReadFile(filepath.Join(s.dir, file))
+		if errors.Is(err, fs.ErrNotExist) {
+			missing++
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read %s: %w", name, err)
+		}
+		if value, ok := opened(b); ok {
+			return value, nil
+		}
+	}
+	if missing == 2 {
 		return nil, nil
 	}
-	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
-	}
-	if len(b) < 4 || crc32.Checksum(b[4:], castagnoli) != binary.BigEndian.Uint32(b) {
-		return nil, fmt.Errorf("%w: %s", ErrDamaged, name)
-	}
-	return b[4:], nil
+	return nil, fmt.Errorf("%w: %s", ErrDamaged, name)
 }
 
 func (s *FileStorage) save(name string, value []byte) error {
+	for _, file := range []string{name + copySuffix, name} {
+		if err := s.write(file, value); err != nil {
+			return fmt.Errorf("write %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+func (s *FileStorage) write(name string, value []byte) error {
 	path := filepath.Join(s.dir, name)
 	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
+		return err
 	}
 	_, err = f.Write(append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(value, castagnoli)), value...))
 	if err == nil {
@@ -198,10 +227,7 @@ func (s *FileStorage) save(name string, value []byte) error {
 	if err == nil {
 		err = syncDir(s.dir)
 	}
-	if err != nil {
-		return fmt.Errorf("write %s: %w", name, err)
-	}
-	return nil
+	return err
 }
 
 func (s *FileStorage) open(log *slog.Logger, damaged func(error)) (_ *stores, err error) {
@@ -276,24 +302,45 @@ func (s *FileStorage) setAside() error {
 	return nil
 }
 
-// commitFile is 12 bytes, index(8) CRC32C(4), written in place and not synced:
-// a value that is lost or torn is an older one or none.
+// commitFile is index(8) CRC32C(4), twice, in sectors of their own, written in
+// place and synced soon: a value that is lost or torn is an older one or none. It may not be much
+// older: until Raft has a leader again, a node that lost its power knows the
+// people up to here.
 type commitFile struct {
 	path string
 	mu   sync.Mutex
 	f    *os.File
 	at   uint64
+	sync *time.Timer // set while a sync is due
 }
+
+// commitSync is how soon.
+const commitSync = 100 * time.Millisecond
 
 func (c *commitFile) open() (err error) {
 	if c.f, err = os.OpenFile(c.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
 		return fmt.Errorf("open the commit index: %w", err)
 	}
-	b := make([]byte, 12)
-	if n, _ := c.f.ReadAt(b, 0); n == len(b) && crc32.Checksum(b[:8], castagnoli) == binary.BigEndian.Uint32(b[8:]) {
-		c.at = binary.BigEndian.Uint64(b)
+	for slot := range int64(2) {
+		b := make([]byte, commitSize)
+		if n, _ := c.f.ReadAt(b, slot*commitSlot); n == len(b) {
+			at, _ := openCommit(b)
+			c.at = max(c.at, at)
+		}
 	}
 	return nil
+}
+
+const (
+	commitSize = 12
+	commitSlot = 4096
+)
+
+func openCommit(b []byte) (at uint64, ok bool) {
+	if crc32.Checksum(b[:8], castagnoli) != binary.BigEndian.Uint32(b[8:]) {
+		return 0, false
+	}
+	return binary.BigEndian.Uint64(b), true
 }
 
 func (c *commitFile) get() uint64 { c.mu.Lock(); defer c.mu.Unlock(); return c.at }
@@ -306,10 +353,21 @@ func (c *commitFile) set(i uint64) error {
 	}
 	b := binary.BigEndian.AppendUint64(nil, i)
 	b = binary.BigEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
-	if _, err := c.f.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("note the commit index: %w", err)
+	for slot := range int64(2) {
+		if _, err := c.f.WriteAt(b, slot*commitSlot); err != nil {
+			return fmt.Errorf("note the commit index: %w", err)
+		}
 	}
 	c.at = i
+	if c.sync == nil {
+		c.sync = time.AfterFunc(commitSync, func() {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			if c.sync = nil; c.f != nil {
+				c.f.Sync() // a hint: whether it lasts shows at the next start
+			}
+		})
+	}
 	return nil
 }
 
@@ -318,6 +376,9 @@ func (c *commitFile) close() error {
 	defer c.mu.Unlock()
 	if c.f == nil {
 		return nil
+	}
+	if c.sync != nil {
+		c.sync.Stop()
 	}
 	err := errors.Join(c.f.Sync(), c.f.Close())
 	c.f = nil

@@ -161,7 +161,7 @@ func Load(path string) (*Key, error) {
 		return nil, fmt.Errorf("load node key: %w", err)
 	}
 	if info.Mode().Perm()&0o077 != 0 {
-		return nil, fmt.Errorf("node key %s may be read by others (mode %04o): run chmod 600 on it, and think about whether somebody has copied it", path, info.Mode().Perm())
+		return nil, fmt.Errorf("node key %s: %w (mode %04o): run chmod 600 on it, and think about whether somebody has copied it", path, errOpen, info.Mode().Perm())
 	}
 	data, err := io.ReadAll(io.LimitReader(f, fileMax+1))
 	if err != nil {
@@ -196,7 +196,11 @@ func (k *Key) Save(path string) error {
 	if err := os.Rename(half, path); err != nil {
 		return fmt.Errorf("save node key: %w", err)
 	}
-	dir, err := os.Open(filepath.Dir(path))
+	return syncDir(filepath.Dir(path))
+}
+
+func syncDir(path string) error {
+	dir, err := os.Open(path)
 	if err != nil {
 		return fmt.Errorf("save node key: %w", err)
 	}
@@ -219,19 +223,71 @@ func writeSynced(path string, data []byte) (err error) {
 	return f.Sync()
 }
 
+// copySuffix marks the second copy of the key file: the one file of a node that
+// nothing else could bring back.
+const copySuffix = ".copy"
+
+// errOpen is wrapped when others may read the key file.
+var errOpen = errors.New("others may read it")
+
+// Check reads the key file and its copy and says what is wrong with each; nil
+// for a whole one, and for a copy that was never made.
+func Check(path string) (file, second error) {
+	_, file = Load(path)
+	if _, second = Load(path + copySuffix); errors.Is(second, fs.ErrNotExist) {
+		second = nil
+	}
+	return file, second
+}
+
 // LoadOrCreate loads the key at path, or makes and saves one if there is none;
-// created tells which. A damaged file is an error, never a reason for a new key:
-// that would silently make this another node.
+// created tells which. A key is kept twice: a damaged file is made whole from
+// its copy. When neither can be used it is an error, never a reason for a new
+// key: that would silently make this another node.
 func LoadOrCreate(path string, random io.Reader) (k *Key, created bool, err error) {
 	k, err = Load(path)
-	if !errors.Is(err, fs.ErrNotExist) {
-		return k, false, err
-	}
-	if k, err = Generate(random); err != nil {
+	if errors.Is(err, errOpen) {
 		return nil, false, err
 	}
-	if err := k.Save(path); err != nil {
-		return nil, false, err
+	if err != nil {
+		second, err2 := Load(path + copySuffix)
+		switch {
+		case err2 == nil:
+			// A full disk may leave it as it is: the next start tries again.
+			_ = second.replace(path)
+			return second, false, nil
+		case !errors.Is(err, fs.ErrNotExist):
+			return nil, false, err
+		case !errors.Is(err2, fs.ErrNotExist):
+			return nil, false, err2
+		}
+		if k, err = Generate(random); err != nil {
+			return nil, false, err
+		}
+		if err := k.Save(path); err != nil {
+			return nil, false, err
+		}
+		created = true
 	}
-	return k, true, nil
+	if second, err := Load(path + copySuffix); err != nil || second.hash != k.hash {
+		if err := k.replace(path + copySuffix); err != nil && created {
+			return nil, false, err
+		}
+	}
+	return k, created, nil
+}
+
+// replace is Save over what is there.
+func (k *Key) replace(path string) error {
+	half := path + ".old" // for the moment between two names
+	if err := os.Remove(half); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("save node key: %w", err)
+	}
+	if err := k.Save(half); err != nil {
+		return err
+	}
+	if err := os.Rename(half, path); err != nil {
+		return fmt.Errorf("save node key: %w", err)
+	}
+	return syncDir(filepath.Dir(path))
 }

@@ -64,11 +64,59 @@ func TestKeySurvivesARestart(t *testing.T) {
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Errorf("mode %v, %v; want 0600", info.Mode(), err)
 	}
-	if left, _ := filepath.Glob(path + ".*"); len(left) > 0 {
+	if left, _ := filepath.Glob(path + ".*"); len(left) != 1 || left[0] != path+copySuffix {
 		t.Errorf("left behind: %v", left)
 	}
 	if err := second.Save(path); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a key was written over: %v", err)
+	}
+}
+
+func TestAKeyIsMadeWholeFromItsCopy(t *testing.T) {
+	for _, tt := range []struct {
+		name  string
+		spoil func(path string) error
+	}{
+		{"the file is damaged", func(path string) error { return os.WriteFile(path, []byte("posthouse node kfy 1\n"), 0o600) }},
+		{"the file says another version", func(path string) error { return os.WriteFile(path, []byte("posthouse node key 3\n"), 0o600) }},
+		{"the file is gone", os.Remove},
+		{"the copy is damaged", func(path string) error { return os.WriteFile(path+copySuffix, []byte("x"), 0o600) }},
+		{"the copy is gone", func(path string) error { return os.Remove(path + copySuffix) }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			path := filepath.Join(t.TempDir(), "node.key")
+			c := counting(1)
+			first, _, err := LoadOrCreate(path, &c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := tt.spoil(path); err != nil {
+				t.Fatal(err)
+			}
+			again, created, err := LoadOrCreate(path, &c)
+			if err != nil || created || again.Hash() != first.Hash() {
+				t.Fatalf("created %v, %v", created, err)
+			}
+			if a, b := Check(path); a != nil || b != nil {
+				t.Errorf("not made whole: %v, %v", a, b)
+			}
+		})
+	}
+}
+
+func TestTwoDamagedCopiesOfAKeyAreNotANewNode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "node.key")
+	for _, name := range []string{path, path + copySuffix} {
+		if err := os.WriteFile(name, []byte("x"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c := counting(1)
+	if _, _, err := LoadOrCreate(path, &c); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got %v", err)
+	}
+	if a, b := Check(path); a == nil || b == nil {
+		t.Errorf("not named: %v, %v", a, b)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/textproto"
 	"strings"
 	"sync"
 	"syscall"
@@ -17,7 +18,7 @@ import (
 
 // stream sends messages, one after the other, until stop is closed or the
 // session ends; to(k) says to whom the k-th goes.
-func stream(l *Ledger, stop <-chan struct{}, open func() (*Sender, error), to func(k int) string) {
+func stream(t *testing.T, l *Ledger, stop <-chan struct{}, open func() (*Sender, error), to func(k int) string) {
 	s, err := open()
 	if err != nil {
 		return
@@ -36,6 +37,10 @@ func stream(l *Ledger, stop <-chan struct{}, open func() (*Sender, error), to fu
 		}
 		err := s.SendText(id, filled(id, s.from, rcpt, size), rcpt)
 		l.Sent(id, rcpt, err)
+		var answer *textproto.Error
+		if errors.As(err, &answer) && answer.Code >= 500 {
+			t.Errorf("mail to %s was refused for good: %v", rcpt, err)
+		}
 		if err != nil {
 			return
 		}
@@ -63,14 +68,14 @@ func cutPower(t *testing.T, m *Mesh, d *disk, l *Ledger, random *rand.Rand, roun
 	there := m.User("plzen", 0)
 	for i := range 4 {
 		wg.Go(func() {
-			stream(l, stop, func() (*Sender, error) { return m.FromOutside("somebody@example.net", "hq") }, func(k int) string { return here[(i+k)%3].Address })
+			stream(t, l, stop, func() (*Sender, error) { return m.FromOutside("somebody@example.net", "hq") }, func(k int) string { return here[(i+k)%3].Address })
 		})
 	}
 	wg.Go(func() {
-		stream(l, stop, func() (*Sender, error) { return m.Submit(here[0], "hq") }, func(int) string { return there.Address })
+		stream(t, l, stop, func() (*Sender, error) { return m.Submit(here[0], "hq") }, func(int) string { return there.Address })
 	})
 	wg.Go(func() {
-		stream(l, stop, func() (*Sender, error) { return m.Submit(there, "plzen") }, func(k int) string { return here[k%3].Address })
+		stream(t, l, stop, func() (*Sender, error) { return m.Submit(there, "plzen") }, func(k int) string { return here[k%3].Address })
 	})
 	time.Sleep(100*time.Millisecond + time.Duration(random.IntN(700))*time.Millisecond)
 	pid := m.Node("hq").Pid

@@ -1,0 +1,94 @@
+package appliance
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"posthouse/appliance/health"
+	"posthouse/mailstore/journal"
+	"posthouse/mailstore/kv"
+	"posthouse/mesh/identity"
+	"posthouse/transport"
+)
+
+// openSelf counts this start and loads the node's key.
+func (n *Node) openSelf(ctx context.Context) error {
+	if err := n.patiently(ctx, n.rec.boot); err != nil {
+		return err
+	}
+	file := filepath.Join(n.cfg.Data, "node.key")
+	first, second := identity.Check(file)
+	created := false
+	err := n.patiently(ctx, func() (err error) {
+		n.key, created, err = identity.LoadOrCreate(file, n.env.Random)
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case created && n.rec.get().Member:
+		return errors.New("the node's key is gone but its record says that it is a member: restore node.key from a backup, or remove the data folder and join anew")
+	case created:
+	case first != nil:
+		n.mended(Flaw{filepath.Base(file), 0, "it is not what was written; its copy is whole"})
+	case second != nil:
+		n.mended(Flaw{filepath.Base(file) + copySuffix, 0, "the copy is not what was written"})
+	}
+	return nil
+}
+
+// mended says that a small file was made whole.
+func (n *Node) mended(f Flaw) {
+	n.log.Warn("a file of the node was damaged and has been made whole", "file", f.File, "offset", f.Offset, "what", f.What)
+	n.board.Set(health.Condition{Name: "node.file-mended", About: f.File, Severity: health.Notice, Text: sentence("a file of this node was damaged and has been made whole: " + f.String()), Next: "Look after the disk."})
+}
+
+// spacePoll is how often a node that starts on a full disk looks again.
+const spacePoll = time.Second
+
+// noRoom reports whether an error means that the disk is full.
+func noRoom(err error) bool {
+	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, kv.ErrNoSpace) || errors.Is(err, transport.ErrNoSpace)
+}
+
+// patiently does a step of the start, again and again while the disk is full:
+// the pages say so meanwhile, and it goes on by itself.
+func (n *Node) patiently(ctx context.Context, step func() error) error {
+	was := *n.stage.Load()
+	for {
+		err := step()
+		if !noRoom(err) {
+			n.board.Clear(journal.CondNoSpace, "start")
+			n.setStage(was)
+			return err
+		}
+		n.setStage("the disk is full: " + err.Error())
+		n.board.Set(health.Condition{Name: journal.CondNoSpace, About: "start", Severity: health.Problem,
+			Text: "This node cannot start because its disk is full.", Next: "Make room on the disk; the node goes on by itself."})
+		select {
+		case <-time.After(spacePoll):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// explain keeps the pages of a node up that cannot start, so that a person sees
+// why, until the node is told to stop. What may pass by itself, and what a
+// second process holds, ends the node at once: its supervisor tries again.
+func (n *Node) explain(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return asked(context.Cause(ctx))
+	}
+	if errors.Is(err, kv.ErrLocked) || errors.Is(err, syscall.EWOULDBLOCK) {
+		return err
+	}
+	n.log.Error("the node cannot start", "err", err)
+	n.board.Set(health.Condition{Name: "node.cannot-start", Severity: health.Problem, Text: sentence("this node cannot start: " + err.Error()), Next: "Mend it and start the node again; other offices go on."})
+	n.setStage("this node cannot start: " + err.Error())
+	<-ctx.Done()
+	return asked(context.Cause(ctx))
+}
