@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test prove race fuzz lint bench mutants help clean tools
+.PHONY: all build demo test prove race fuzz lint bench bench-engines mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -35,8 +35,11 @@ lint: ## gofmt, go vet, staticcheck
 	$(GO) vet ./...
 	$(GO) run honnef.co/go/tools/cmd/staticcheck@v0.8.2 ./...
 
-bench: ## benchmarks of the engines
-	$(GO) test -run '^$$' -bench . -benchmem ./...
+bench: ## what real nodes do on this machine, in about two minutes
+	$(GO) test -run '^$$' -bench . -benchtime 1x -timeout 15m ./simtest/bench
+
+bench-engines: ## benchmarks of the engines, one by one
+	$(GO) test -run '^$$' -bench . -benchmem $$($(GO) list ./... | grep -v simtest/bench)
 
 mutants: ## every mutant must be caught by its test
 	@.ci/mutants

@@ -219,7 +219,7 @@ func TestOneSyncServesAllThatWait(t *testing.T) {
 		for _, tk := range ts {
 			<-tk.Done()
 		}
-		if d := time.Since(start); d > 2*time.Millisecond {
+		if d := time.Since(start); d > 3*time.Millisecond { // two syncs, and a wait for more between them
 			t.Errorf("100 appends took %v of syncs of 1 ms", d)
 		}
 		l.Close()

@@ -130,8 +130,8 @@ func (l *Log) write() {
 // more keep coming, so a few writers in turn never wait for it.
 const (
 	crowd      = 16
-	crowdFew   = 4 // fewer than these in a step: no more are coming
-	crowdMany  = 512
+	crowdFew   = 4       // fewer than these in a step: no more are coming
+	crowdMany  = 64      // as many as this: nobody else is waited for
 	crowdSize  = 1 << 20 // bytes that wait: enough for any sync
 	crowdStep  = time.Millisecond
 	crowdSteps = 3

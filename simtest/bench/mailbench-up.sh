@@ -1,7 +1,7 @@
 #!/bin/bash
 # mailbench-up.sh [FOLDER]: starts a mesh of two offices for a mailbench comparison, makes the people
-# that mailbench writes to (u001 … u100, password "secret", all at home in plzen; u091 and u090 hold the big
-# mailboxes), and writes FOLDER/posthouse.env for suite.sh. EXE names another program than bin/posthouse.
+# that mailbench writes to (u001 … u100, password "secret", all at home in plzen), and writes
+# FOLDER/posthouse.env for suite.sh. EXE names another program than bin/posthouse.
 #
 #   simtest/bench/mailbench-up.sh /tmp/ours && suite.sh out.jsonl theirs.env /tmp/ours/posthouse.env
 #   simtest/bench/mailbench-down.sh /tmp/ours
@@ -13,7 +13,7 @@ S="$D/hq.sock"
 have=$("$EXE" user list --json --socket "$S" | grep -c '"u[0-9]*@bench.test"' || true)
 if [ "$have" -lt 100 ]; then
     for i in $(seq -f %03g 1 100); do
-        echo secret | "$EXE" user add "u$i@bench.test" --home plzen --socket "$S" >/dev/null
+        "$EXE" user add "u$i@bench.test" --home plzen --password secret --socket "$S" >/dev/null
     done
 fi
 field() { python3 -c 'import json,sys
