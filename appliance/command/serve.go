@@ -1,11 +1,13 @@
 package command
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -41,7 +43,12 @@ line an event to standard error.`,
 			if err != nil {
 				return err
 			}
-			return n.Run(c.Context())
+			ctx, cancel := context.WithCancel(c.Context())
+			var wg sync.WaitGroup
+			wg.Go(func() { tidy(ctx) })
+			defer wg.Wait()
+			defer cancel()
+			return n.Run(ctx)
 		}}
 }
 
