@@ -310,7 +310,7 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 	if known && !self.Member() {
 		n.setAdmitted(nil)
 		n.setPhase(mesh.Left)
-		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: "Ask an admin of the mesh; to come back, remove its data folder and join anew."})
+		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: revokedNext})
 		return false
 	}
 	for _, x := range n.state.Members() {

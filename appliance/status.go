@@ -48,11 +48,16 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 		return s, err
 	}
 	waiting := map[mesh.NodeID]queue.DestRow{}
+	var homeless []queue.DestRow // for nodes that were put out of the mesh
 	for _, r := range rows {
 		s.QueueHeld += r.Held + r.Aside
 		switch r.Key.Scope {
 		case transport.ScopeNode:
 			waiting[r.Key.Node] = r
+			if x, ok := n.state.Node(r.Key.Node); !ok || !x.Member() {
+				homeless = append(homeless, r)
+				s.QueueHeld += r.Waiting
+			}
 		case transport.ScopeLocal:
 			waiting[n.id] = r
 		default:
@@ -81,7 +86,7 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 		}
 		s.Members = append(s.Members, x)
 	}
-	s.Conditions = append(n.board.Conditions(), n.meshConditions(&s)...)
+	s.Conditions = append(n.board.Conditions(), n.meshConditions(&s, homeless)...)
 	slices.SortStableFunc(s.Conditions, func(a, b health.Condition) int { return int(b.Severity) - int(a.Severity) })
 	s.Health.OK, s.Health.Sentence = health.Sum(s.Conditions)
 	return s, nil
@@ -89,7 +94,7 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 
 // meshConditions are what is wrong in the mesh at this moment, as this node
 // sees it.
-func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
+func (n *Node) meshConditions(s *admin.Status, homeless []queue.DestRow) (out []health.Condition) {
 	add := func(c health.Condition) {
 		c.Level = c.Severity.String()
 		out = append(out, c)
@@ -115,6 +120,13 @@ func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
 			add(health.Condition{Name: "line.cut", About: m.Name, Severity: health.Notice, Since: m.Since, Text: fmt.Sprintf("The line to %s is cut; mail goes %s.", m.Name, m.Path), Next: "Check the line between the two offices."})
 		}
 	}
+	for _, r := range homeless {
+		name := n.nodeName(r.Key.Node)
+		add(health.Condition{Name: "home.revoked", About: name, Severity: health.Problem, Since: s.AsOf.Add(-r.Oldest), Text: fmt.Sprintf("Mail for %d recipients is held: their home %s was put out of the mesh.", r.Waiting, name), Next: "Give them another home: posthouse user."})
+	}
+	if n.refusedByAll() {
+		add(health.Condition{Name: "node.revoked", Severity: health.Problem, Since: s.AsOf, Text: "The other nodes refuse this one: it was put out of the mesh.", Next: revokedNext})
+	}
 	e := n.elected()
 	if e == nil {
 		return out
@@ -136,6 +148,21 @@ func (n *Node) meshConditions(s *admin.Status) (out []health.Condition) {
 		add(health.Condition{Name: "mesh.forked", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", len(es.Forked)), Next: "See posthouse mesh forked, and make again what is still wanted."})
 	}
 	return out
+}
+
+const revokedNext = "Ask an admin of the mesh; to come back, remove its data folder and join anew."
+
+// refusedByAll reports whether every node that can be talked to says that this
+// one is not admitted.
+func (n *Node) refusedByAll() bool {
+	refused := false
+	for _, p := range n.link.Peers() {
+		if p.Connected {
+			return false
+		}
+		refused = refused || p.Refused
+	}
+	return refused
 }
 
 // spoken prints a duration as a person says it.

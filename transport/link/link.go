@@ -178,6 +178,7 @@ type PeerInfo struct {
 	MinRTT    time.Duration
 	Via       mesh.NodeID // not connected, but a stream went through this node in the last minute
 	Err       string      // not connected: why, as of the last attempt
+	Refused   bool        // not connected: it says that we are not admitted
 }
 
 // Endpoint is a node's end of all its links. Its methods are safe for concurrent
@@ -507,7 +508,7 @@ func (e *Endpoint) Peers() []PeerInfo {
 			conn = s.conn
 		} else {
 			if p.err != nil {
-				info.Err = p.err.Error()
+				info.Err, info.Refused = p.err.Error(), errors.Is(p.err, ErrNotAdmitted)
 			}
 			if time.Since(p.viaAt) < time.Minute {
 				info.Via = p.via

@@ -298,7 +298,7 @@ func (e *Endpoint) greet(ctx context.Context, conn *quic.Conn, want *peer, class
 	if err != nil {
 		hangUp(conn, err)
 	}
-	return s, err
+	return s, wireError(err) // in TLS 1.3 the other side's check says no only now
 }
 
 func (e *Endpoint) tryGreet(ctx context.Context, conn *quic.Conn, want *peer, class Class) (*session, error) {
