@@ -194,6 +194,11 @@ func (n *Node) join(ctx context.Context, in joining.Intent) {
 			n.board.Clear(c.Name, c.About)
 		}
 	}
+	if a.Node != n.id {
+		// Its key was admitted before, and its record was lost since.
+		n.meshes.fail(fmt.Errorf("the mesh knows this node's key as node %s: it has to start again as that", a.Node))
+		return
+	}
 	n.setPeers(ctx)
 	n.becomeMember()
 }
@@ -351,7 +356,7 @@ func (n *Node) apply(ctx context.Context, key mesh.KeyHash, q *joining.Request, 
 		}
 	}
 	code := identity.ComparisonCode(key, n.key.Hash())
-	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code})
+	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Node: q.Node, Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code})
 	if err != nil {
 		return verdict(r, err)
 	}

@@ -411,14 +411,19 @@ func saidState(g gossip.Member) mesh.State {
 	return mesh.Serving
 }
 
-// reportVersion tells the mesh which version runs here, once it can.
+// reportVersion tells the mesh which version runs here, and where, once it can.
 func (n *Node) reportVersion(ctx context.Context) error {
+	actor, addrs := "posthouse on "+n.cfg.Name, n.addresses()
 	for {
 		if x, ok := n.state.Node(n.id); ok {
-			if x.Version == n.version && x.Level == domain.Level {
-				return nil
+			var err error
+			if x.Version != n.version || x.Level != domain.Level {
+				_, err = n.proposeAs(ctx, actor, &domain.ReportVersion{Node: n.id, Version: n.version, Level: domain.Level})
 			}
-			if _, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.ReportVersion{Node: n.id, Version: n.version, Level: domain.Level}); err == nil {
+			if err == nil && len(addrs) > 0 && !slices.Equal(x.Addresses, addrs) {
+				_, err = n.proposeAs(ctx, actor, &domain.UpdateNode{Node: n.id, Addresses: &addrs})
+			}
+			if err == nil {
 				return nil
 			}
 		}

@@ -106,9 +106,10 @@ func (n *Node) Approve(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	node := newID()
-	admission := &domain.AdmitNode{ID: mesh.NodeID(uint64(node[0])<<56 | uint64(node[1])<<48 | uint64(node[2])<<40 | uint64(node[3])<<32 | uint64(node[4])<<24 | uint64(node[5])<<16 | uint64(node[6])<<8 | uint64(node[7]) | 1),
-		Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: true, Level: 1, Pending: p.ID}
+	if p.Node == 0 {
+		return admin.Errorf(admin.Conflict, "pending.old", "That application does not say which node it is from: have %s ask again.", p.Name)
+	}
+	admission := &domain.AdmitNode{ID: p.Node, Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: true, Level: 1, Pending: p.ID}
 	_, err = n.propose(ctx, admission)
 	return err
 }

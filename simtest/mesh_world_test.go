@@ -2,7 +2,9 @@ package simtest
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,6 +105,21 @@ func (w *World) addUser(at, name, home string) error {
 	password := "secret"
 	_, err := w.Office(at).Ops().CreateUser(Ctx(), admin.UserChange{Address: name + "@" + Domain, Home: &home, Password: &password})
 	return err
+}
+
+// moves gives a stopped office another address: 10.0.net.1.
+func (w *World) moves(name string, net byte) {
+	w.tb.Helper()
+	o := w.Office(name)
+	old := o.Addr.String() + ":"
+	o.Addr = netip.AddrFrom4([4]byte{10, 0, net, 1})
+	w.note("%s moves from %s to %s", name, old, o.Addr)
+	c := *o.cfg
+	for _, at := range []*string{&c.Listen.SMTP, &c.Listen.Submission, &c.Listen.IMAP, &c.Listen.Mesh} {
+		*at = strings.Replace(*at, old, o.Addr.String()+":", 1)
+	}
+	c.Advertise = []string{c.Listen.Mesh}
+	o.cfg = &c
 }
 
 const (

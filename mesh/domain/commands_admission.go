@@ -89,6 +89,7 @@ type AskAdmission struct {
 	Host      string       `cbor:"4,keyasint,omitempty"`
 	Addresses []string     `cbor:"5,keyasint,omitempty"`
 	Code      string       `cbor:"6,keyasint,omitempty"`
+	Node      mesh.NodeID  `cbor:"7,keyasint,omitempty"` // what it calls itself already, and will be called
 }
 
 func (*AskAdmission) kind() Kind { return KindAskAdmission }
@@ -122,7 +123,7 @@ func (b *AskAdmission) apply(s *state, c *Command) (Result, string) {
 	if s.pending[b.ID] != nil {
 		return no(Conflict, "that application exists"), ""
 	}
-	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Asked: c.At, Expires: c.At + pendingLife}
+	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Node: b.Node, Asked: c.At, Expires: c.At + pendingLife}
 	s.changed |= Applications
 	return Result{}, fmt.Sprintf("%s asks to be admitted", b.Name)
 }

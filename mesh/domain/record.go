@@ -223,7 +223,7 @@ type Pending struct {
 	State     PendingState `cbor:"9,keyasint,omitempty"`
 	Decided   Time         `cbor:"10,keyasint,omitempty"`
 	By        string       `cbor:"11,keyasint,omitempty"`
-	Node      mesh.NodeID  `cbor:"12,keyasint,omitempty"` // once approved
+	Node      mesh.NodeID  `cbor:"12,keyasint,omitempty"` // as the node asks for; surely its own once approved
 }
 
 // StateAt is State, with an open application seen as expired after its time.

@@ -392,6 +392,9 @@ func (g *Gossip) tell(end <-chan struct{}, events <-chan serf.Event) {
 
 // work does what takes time: joining peers, telling tags, forgetting the removed.
 func (g *Gossip) work(ctx context.Context, sf *serf.Serf) {
+	// A join of our own tells everybody that we are back: until then those who
+	// only heard through others of our goodbye believe it.
+	announced := false
 	retry := time.NewTimer(0)
 	retry.Stop()
 	defer retry.Stop()
@@ -418,7 +421,7 @@ func (g *Gossip) work(ctx context.Context, sf *serf.Serf) {
 			if err != nil {
 				continue
 			}
-			if m.Status == serf.StatusAlive {
+			if m.Status == serf.StatusAlive && announced {
 				delete(want, id)
 			}
 			g.mu.Lock()
@@ -450,6 +453,8 @@ func (g *Gossip) work(ctx context.Context, sf *serf.Serf) {
 			if _, err := sf.Join([]string{id.String() + "/" + addr}, true); err != nil {
 				g.deps.Log.Info("peer not joined yet", "peer", id.String(), "err", err)
 				retry.Reset(joinRetry - time.Second + rand.N(2*time.Second))
+			} else {
+				announced = true
 			}
 		}
 	}

@@ -1,0 +1,202 @@
+package simtest
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"posthouse/appliance/admin"
+)
+
+// founded runs a story in which only the first offices have joined; the others
+// are started and fresh.
+func founded(t *testing.T, offices []string, joined int, f func(t *testing.T, w *World)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorld(t, offices...)
+		defer w.Close()
+		all := w.Offices
+		w.Offices = all[:joined]
+		w.Found()
+		w.Offices = all
+		for _, o := range all[joined:] {
+			o.Start()
+			w.Until(o.Name+" has started", time.Minute, func() bool { return o.Status().State == "fresh" && len(o.Status().Conditions) > 0 })
+		}
+		f(t, w)
+	})
+}
+
+func (w *World) door(name string) string {
+	return netip.AddrPortFrom(w.Office(name).Addr, 44337).String()
+}
+
+func (w *World) join(t *testing.T, name string, r admin.JoinRequest) {
+	t.Helper()
+	if err := w.Office(name).Ops().Join(Ctx(), r); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// userAt gives a new office its user, as Found does.
+func (w *World) userAt(t *testing.T, name string) {
+	t.Helper()
+	if err := w.addUser(name, name, name); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestTheDoorWithAName(t *testing.T) {
+	founded(t, three, 2, func(t *testing.T, w *World) {
+		w.join(t, "praha", admin.JoinRequest{Target: "plzen." + Domain}) // its host, which DNS knows
+		var p []admin.Pending
+		w.Until("the application is shown", time.Minute, func() bool {
+			p, _ = w.Office("hq").Ops().PendingNodes(Ctx())
+			return len(p) == 1
+		})
+		said := strings.Join(w.Office("praha").Status().JoinProgress, "\n")
+		if !strings.Contains(said, p[0].Code) {
+			t.Errorf("praha does not show the code %s:\n%s", p[0].Code, said)
+		}
+		time.Sleep(2 * time.Minute) // people take their time
+		w.Kill("praha")             // and lose their power meanwhile
+		w.Start("praha")
+		if err := w.Office("hq").Ops().Approve(Ctx(), p[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.Until("praha serves", time.Minute, w.whole)
+		w.userAt(t, "praha")
+		w.works("after the approval")
+		w.Kill("praha")
+		w.Start("praha")
+		w.works("after a restart")
+	})
+}
+
+func TestTheDoorWithAnApplicationThatIsTurnedAway(t *testing.T) {
+	founded(t, three, 2, func(t *testing.T, w *World) {
+		w.join(t, "praha", admin.JoinRequest{Target: w.door("hq")})
+		var p []admin.Pending
+		w.Until("the application is shown", time.Minute, func() bool {
+			p, _ = w.Office("hq").Ops().PendingNodes(Ctx())
+			return len(p) == 1
+		})
+		if err := w.Office("hq").Ops().Refuse(Ctx(), p[0].ID); err != nil {
+			t.Fatal(err)
+		}
+		w.Until("praha says so", 2*time.Minute, func() bool { return strings.Contains(w.Office("praha").Status().Health.Sentence, "turned") })
+	})
+}
+
+func TestTheDoorWithAnAdminsPassword(t *testing.T) {
+	founded(t, three, 2, func(t *testing.T, w *World) {
+		w.join(t, "praha", admin.JoinRequest{Target: w.door("plzen"), Admin: "admin@" + Domain, Password: "wrong"})
+		w.Until("praha says that the password is wrong", time.Minute, func() bool {
+			return strings.Contains(strings.ToLower(w.Office("praha").Status().Health.Sentence), "password")
+		})
+		w.join(t, "praha", admin.JoinRequest{Target: w.door("plzen"), Admin: "admin@" + Domain, Password: "secret"})
+		w.Until("praha serves", time.Minute, w.whole)
+		w.userAt(t, "praha")
+		w.works("after the join")
+	})
+}
+
+func TestATokenWorksOnceAndAWrongOneIsNamed(t *testing.T) {
+	founded(t, []string{"hq", "plzen", "praha", "brno"}, 2, func(t *testing.T, w *World) {
+		token, err := w.Office("plzen").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.join(t, "praha", admin.JoinRequest{Target: token.Secret, At: w.door("hq")})
+		w.Until("praha serves", time.Minute, func() bool { return w.Office("praha").Status().State == serving })
+		w.join(t, "brno", admin.JoinRequest{Target: token.Secret, At: w.door("hq")})
+		w.Until("brno says that the token was used", time.Minute, func() bool { return strings.Contains(w.Office("brno").Status().Health.Sentence, "used by praha") })
+		fresh, err := w.Office("plzen").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.join(t, "brno", admin.JoinRequest{Target: fresh.Secret, At: w.door("hq")})
+		w.Until("brno serves", time.Minute, w.whole)
+	})
+}
+
+func TestAJoinWhileNobodyCanAdmit(t *testing.T) {
+	founded(t, []string{"hq", "plzen", "praha", "brno"}, 3, func(t *testing.T, w *World) {
+		token, err := w.Office("plzen").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Kill("hq", "plzen")
+		w.Until("no master", 30*time.Second, func() bool { return w.Office("praha").Status().Master == "" })
+		w.join(t, "brno", admin.JoinRequest{Target: token.Secret, At: w.door("praha")})
+		w.Until("brno says why", time.Minute, func() bool { return w.Office("brno").condition("join.no-master") != "" })
+		t.Log(w.Office("brno").condition("join.no-master"))
+		time.Sleep(30 * time.Minute)
+		w.Kill("brno")
+		w.Start("brno") // and it goes on trying after a restart
+		time.Sleep(5 * time.Minute)
+		w.Start("hq", "plzen")
+		took := w.Until("brno serves", 2*time.Minute, w.whole)
+		t.Logf("admitted %v after the quorum came back", took)
+		w.userAt(t, "brno")
+		w.works("after the join")
+	})
+}
+
+func TestAJoinDuringASplit(t *testing.T) {
+	founded(t, []string{"hq", "plzen", "praha", "brno"}, 3, func(t *testing.T, w *World) {
+		token, err := w.Office("hq").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Cut("praha").FromAll()
+		w.Until("hq sees that praha is cut off", time.Minute, func() bool { return w.Office("hq").sees("praha").State == unreachable })
+		w.join(t, "brno", admin.JoinRequest{Target: token.Secret, At: w.door("plzen")})
+		w.Until("brno serves", time.Minute, func() bool { return w.has("brno", "hq") && w.Office("brno").Status().Master != "" })
+		w.userAt(t, "brno")
+		w.mail("praha", "praha", "in the split", 2)
+		w.HealAll()
+		w.works("after the heal")
+	})
+}
+
+// The new node reaches one member only, which is cut off from the master but
+// not from everybody: that one must learn of the admission in some way.
+func TestAJoinThroughAMemberThatReachesTheMasterThroughAnother(t *testing.T) {
+	founded(t, []string{"hq", "plzen", "praha", "brno"}, 3, func(t *testing.T, w *World) {
+		token, err := w.Office("hq").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Until("hq leads", time.Minute, func() bool { return w.Office("hq").Status().Master == "hq" })
+		w.Cut("hq").From("praha", "brno")
+		time.Sleep(30 * time.Second)
+		w.join(t, "brno", admin.JoinRequest{Target: token.Secret, At: w.door("praha")})
+		w.Until("brno serves", time.Minute, func() bool { return w.has("brno", "hq") && w.Office("brno").Status().Master != "" })
+		w.userAt(t, "brno")
+		w.mail("brno", "hq", "around", 2)
+		w.Until("mail goes around", 15*time.Second, func() bool { return w.got("hq", "around", 2) })
+		w.HealAll()
+		w.works("after the heal")
+	})
+}
+
+func TestANodeComesBackAtAnotherAddress(t *testing.T) {
+	story(t, three, func(t *testing.T, w *World) {
+		w.Stop("plzen")
+		w.moves("plzen", 77)
+		w.Start("plzen")
+		w.works("plzen has moved")
+		w.Kill(three...)
+		w.Start(three...)
+		w.works("all restart after that")
+		// Two swap their addresses.
+		w.Stop("plzen", "praha")
+		w.moves("plzen", 3)
+		w.moves("praha", 77)
+		w.Start("plzen", "praha")
+		w.works("they have swapped")
+	})
+}
