@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
@@ -59,7 +60,13 @@ func Real(resolver string, logger *slog.Logger) Environment {
 	return Environment{
 		Packet: func(address string) (net.PacketConn, error) { return net.ListenPacket("udp", address) },
 		Listen: func(ctx context.Context, network, address string) (net.Listener, error) {
-			return new(net.ListenConfig).Listen(ctx, network, address)
+			l, err := new(net.ListenConfig).Listen(ctx, network, address)
+			if err == nil && network == "unix" { // whoever can open it administers the node
+				if err = os.Chmod(address, 0o600); err != nil {
+					l.Close()
+				}
+			}
+			return l, err
 		},
 		Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, network, address)
