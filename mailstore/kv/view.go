@@ -217,6 +217,17 @@ func (v *View) Get(key []byte) (value []byte, ok bool, err error) {
 // one instant. Key and value are valid during the call only. f must not call
 // Apply.
 func (v *View) Scan(prefix, from []byte, f func(key, value []byte) bool) error {
+	return v.scan(prefix, from, nil, f)
+}
+
+// Dump is Scan of all rows; at is the position that they show: what a view is
+// that holds exactly these and whose Applied is at.
+func (v *View) Dump(f func(key, value []byte) bool) (at uint64, err error) {
+	err = v.scan(nil, nil, &at, f)
+	return at, err
+}
+
+func (v *View) scan(prefix, from []byte, at *uint64, f func(key, value []byte) bool) error {
 	end := prefixEnd(prefix)
 	if bytes.Compare(from, prefix) < 0 {
 		from = prefix
@@ -248,10 +259,13 @@ func (v *View) Scan(prefix, from []byte, f func(key, value []byte) bool) error {
 		if i == len(v.gens)-1 {
 			if tree = g.shot; tree == nil { // written between the two locks
 				v.mu.RUnlock()
-				return v.Scan(prefix, from, f)
+				return v.scan(prefix, from, at, f)
 			}
 		}
 		layers = append(layers, newTreeIter(tree, from, end))
+	}
+	if at != nil {
+		*at = v.applied
 	}
 	s := v.base.acquire()
 	v.mu.RUnlock()

@@ -1,6 +1,7 @@
 package log
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -20,82 +21,167 @@ type Segment struct {
 	First     uint64 // no record in it has a smaller sequence
 	Last      uint64 // nor a larger one
 	Bytes     int64
+	Bodies    int64 // bytes of the bodies of their own that were begun while it was: most of those that it names
 	Compacted bool
 }
 
-// Segments lists the log segments that are complete, in order: all but the
-// last, which is being written.
+// Usage is what the log takes on disk.
+type Usage struct {
+	Bytes    int64     // of all files
+	Segments []Segment // those that are complete: all but the last, which is being written
+}
+
+// Segments lists the log segments that are complete, in order, without Bodies.
 func (l *Log) Segments() []Segment {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var out []Segment
 	for _, s := range l.segs {
 		if s.until != math.MaxUint64 {
-			out = append(out, Segment{s.number, s.h.first, s.until, s.size, s.h.flags&flagCompacted != 0})
+			out = append(out, s.info())
 		}
 	}
 	return out
 }
 
-// Compact rewrites a segment of Segments with the records that decide keeps,
-// each with its sequence and body and with the kind and meta that decide
-// returns: the present state of what it made. The new segment is synced before
-// the old one goes, and Refs into the old one go on working; of a dropped
-// record they give ErrGone. Bodies of dropped records go too. On any error,
-// damage in the old segment among them, the old one stays.
+func (s *segment) info() Segment {
+	return Segment{Number: s.number, First: s.h.first, Last: s.until, Bytes: s.size, Compacted: s.h.flags&flagCompacted != 0}
+}
+
+// Usage reads the sizes of all files.
+func (l *Log) Usage() (u Usage, err error) {
+	infos, err := l.fs.ReadDir(l.opt.Dir)
+	if err != nil {
+		return u, fmt.Errorf("read the log's folder: %w", err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	type place struct {
+		rank uint64
+		at   int // in u.Segments
+	}
+	var ranks []place
+	for _, s := range l.segs {
+		ranks = append(ranks, place{s.rank(), len(u.Segments)})
+		if s.until != math.MaxUint64 {
+			u.Segments = append(u.Segments, s.info())
+		}
+	}
+	slices.SortFunc(ranks, func(a, b place) int { return cmp.Compare(a.rank, b.rank) })
+	for _, fi := range infos {
+		u.Bytes += fi.Size
+		number, ext, ok := parseName(fi.Name)
+		if !ok || ext != extBody {
+			continue
+		}
+		i := sort.Search(len(ranks), func(i int) bool { return ranks[i].rank > number })
+		if i > 0 && ranks[i-1].at < len(u.Segments) {
+			u.Segments[ranks[i-1].at].Bodies += fi.Size
+		}
+	}
+	return u, nil
+}
+
+// Roll makes the next group begin a segment, so that the one before is
+// complete and may be compacted.
+func (l *Log) Roll() { l.mu.Lock(); l.rolling = true; l.mu.Unlock() }
+
+// MaxMerge is how many segments one Compact takes at most.
+const MaxMerge = 40
+
+// Compact rewrites a segment of Segments, or several adjacent ones as one, with
+// the records that decide keeps, each with its sequence and body and with the
+// kind and meta that decide returns. The new segment is synced before the old
+// ones go, and Refs into those go on working; of a dropped record they give
+// ErrGone. Bodies of dropped records go too. On any error, damage in an old
+// segment among them, the old ones stay.
+//
+// From now on the log by itself does not tell what was before mark, a position
+// at which the view is durable: see Report.Compacted.
 //
 // decide is called in order, from this goroutine. One Compact runs at a time,
 // beside Append and reads, after Replay.
-func (l *Log) Compact(ctx context.Context, number uint64, decide func(Record) (keep bool, kind Kind, meta []byte)) error {
+func (l *Log) Compact(ctx context.Context, numbers []uint64, mark uint64, decide func(Record) (keep bool, kind Kind, meta []byte)) (Segment, error) {
 	l.mu.Lock()
-	i := slices.IndexFunc(l.segs, func(s *segment) bool { return s.number == number && s.until != math.MaxUint64 })
-	if i < 0 || l.compacting || l.dead != nil || l.closing {
-		err := l.dead
+	olds, next, err := l.adjacent(numbers)
+	if err == nil && l.dead != nil {
+		err = l.dead
+	}
+	if err != nil {
 		l.mu.Unlock()
-		if err == nil {
-			err = errors.New("no such segment, or busy, or closed")
-		}
-		return fmt.Errorf("compact segment %d: %w", number, err)
+		return Segment{}, fmt.Errorf("compact segments %d: %w", numbers, err)
 	}
 	l.compacting = true
-	old := l.segs[i]
 	to := l.number
 	l.number++
 	l.mu.Unlock()
-	err := l.compact(ctx, old, to, decide)
+	s, err := l.compact(ctx, olds, next, to, mark, decide)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.compacting = false
-	l.mu.Unlock()
 	if err != nil {
-		return fmt.Errorf("compact segment %s: %w", old.name, noSpace(err))
+		return Segment{}, fmt.Errorf("compact segment %s: %w", olds[0].name, noSpace(err))
 	}
-	return nil
+	return s.info(), nil
 }
 
-func (l *Log) compact(ctx context.Context, old *segment, to uint64, decide func(Record) (bool, Kind, []byte)) error {
-	h := *old.h
-	h.flags, h.number = h.flags&^flagRecovered|flagCompacted, to
-	h.replaces = append(slices.Clone(old.h.replaces), old.number)
-	if len(h.replaces) > maxReplaces {
-		return fmt.Errorf("it was compacted %d times already", maxReplaces)
+// adjacent returns the segments of these numbers and the one after them; mu is
+// held.
+func (l *Log) adjacent(numbers []uint64) (olds []*segment, next *segment, err error) {
+	i := slices.IndexFunc(l.segs, func(s *segment) bool { return len(numbers) > 0 && s.number == numbers[0] })
+	switch {
+	case l.compacting || l.stuck || l.closing:
+		return nil, nil, errors.New("the log is busy or closed")
+	case i < 0 || i+len(numbers) >= len(l.segs):
+		return nil, nil, errors.New("no such complete segment")
+	case len(numbers) > MaxMerge:
+		return nil, nil, fmt.Errorf("more than %d segments", MaxMerge)
 	}
+	for k, n := range numbers {
+		if l.segs[i+k].number != n {
+			return nil, nil, errors.New("the segments are not adjacent")
+		}
+	}
+	return slices.Clone(l.segs[i : i+len(numbers)]), l.segs[i+len(numbers)], nil
+}
+
+func (l *Log) compact(ctx context.Context, olds []*segment, next *segment, to, mark uint64, decide func(Record) (bool, Kind, []byte)) (*segment, error) {
+	h := *olds[0].h
+	h.flags, h.number, h.mark = h.flags&^flagRecovered|flagCompacted, to, max(h.mark, mark)
+	// It names the files that it replaces, which a crash may leave behind, the
+	// lowest number that ever stood here, for the order, and the one that the
+	// next segment knows as the one before it.
+	before := []uint64{}
+	h.replaces = []uint64{olds[0].rank()}
+	for _, s := range olds {
+		h.mark = max(h.mark, s.h.mark)
+		h.replaces = append(h.replaces, s.number)
+		before = append(append(before, s.number), s.h.replaces...)
+	}
+	if slices.Contains(before, next.h.prev) {
+		h.replaces = append(h.replaces, next.h.prev)
+	}
+	slices.Sort(h.replaces)
+	h.replaces = slices.Compact(h.replaces)
 	var salt [8]byte
 	if _, err := io.ReadFull(l.opt.Rand, salt[:]); err != nil {
-		return err
+		return nil, err
 	}
 	h.salt = binary.LittleEndian.Uint64(salt[:])
-	in, err := l.fs.OpenFile(l.path(old.number, extLog))
-	if err != nil {
-		return err
-	}
-	defer in.Close()
 	tmp := l.path(to, extTemp)
 	f, err := l.fs.Create(tmp)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	out := &rewriter{f: f, h: &h, seed: h.seed(), off: dataStart, prev: h.prevEnd}
-	dropped, err := out.copy(ctx, in, old, decide)
+	for _, old := range olds {
+		if err == nil {
+			err = l.copy(ctx, out, old, decide)
+		}
+	}
+	if err == nil {
+		err = out.end()
+	}
 	if err == nil {
 		err = l.finish(f, to, extLog)
 	}
@@ -105,23 +191,36 @@ func (l *Log) compact(ctx context.Context, old *segment, to uint64, decide func(
 	if err != nil {
 		var fail failure
 		if errors.As(err, &fail) { // the folder's sync: which of the two will be there?
-			return l.die(err)
+			return nil, l.die(err)
 		}
 		l.fs.Remove(tmp)
-		return err
+		return nil, err
 	}
-	s := &segment{number: to, name: fileName(to, extLog), h: &h, size: out.off, until: old.until}
+	s := &segment{number: to, name: fileName(to, extLog), h: &h, size: out.off, until: olds[len(olds)-1].until}
+	s.places.Store(&out.places)
 	l.mu.Lock()
-	l.segs[slices.Index(l.segs, old)] = s
-	l.setMoved(s)
+	i := slices.Index(l.segs, olds[0])
+	l.segs = slices.Concat(l.segs[:i], []*segment{s}, l.segs[i+len(olds):])
 	l.mu.Unlock()
-	l.files.forget(old.number)
-	return l.dropOld(old.number, dropped)
+	numbers := make([]uint64, len(olds))
+	for i, old := range olds {
+		numbers[i] = old.number
+		l.files.forget(old.number)
+	}
+	if err := l.dropOld(numbers, out.dropped); err != nil {
+		// Were they replaced once more, nothing would name what is left of them.
+		l.mu.Lock()
+		l.stuck = true
+		l.mu.Unlock()
+		return nil, fmt.Errorf("remove what was replaced, no more is compacted until the next start: %w", err)
+	}
+	return s, nil
 }
 
 // dropOld removes what a compacted segment replaces: the bodies first, so that
-// an open in between finds the segment that tells which.
-func (l *Log) dropOld(number uint64, bodies []uint64) error {
+// an open in between finds the segments that tell which, then these from the
+// first to the last, so that of each the one after it tells where it ends.
+func (l *Log) dropOld(numbers, bodies []uint64) error {
 	for _, n := range bodies {
 		l.files.forget(n)
 		if err := l.fs.Remove(l.path(n, extBody)); err != nil {
@@ -133,15 +232,17 @@ func (l *Log) dropOld(number uint64, bodies []uint64) error {
 			return l.die(err)
 		}
 	}
-	return l.fs.Remove(l.path(number, extLog))
-}
-
-// setMoved notes where the records of the replaced segments are; mu is held,
-// or the log is being opened.
-func (l *Log) setMoved(s *segment) {
-	for _, n := range s.h.replaces {
-		l.moved[n] = s.number
+	for i, n := range numbers {
+		if err := l.fs.Remove(l.path(n, extLog)); err != nil {
+			return err
+		}
+		if i < len(numbers)-1 {
+			if err := l.syncDir(); err != nil {
+				return l.die(err)
+			}
+		}
 	}
+	return nil
 }
 
 // rewriter writes a compacted segment.
@@ -153,10 +254,18 @@ type rewriter struct {
 	prev uint64
 	recs []recHead
 	buf  []byte // records of the next group
+
+	places  []place  // of the records written
+	dropped []uint64 // bodies that nothing names now
 }
 
-// copy writes what decide keeps and returns the bodies that nothing names now.
-func (o *rewriter) copy(ctx context.Context, in File, old *segment, decide func(Record) (bool, Kind, []byte)) (dropped []uint64, err error) {
+// copy writes what decide keeps of old.
+func (l *Log) copy(ctx context.Context, out *rewriter, old *segment, decide func(Record) (bool, Kind, []byte)) error {
+	in, err := l.fs.OpenFile(l.path(old.number, extLog))
+	if err != nil {
+		return err
+	}
+	defer in.Close()
 	w := newWalker(in, old.name, old.size, old.h)
 	w.strict, w.bodies, w.until = true, true, old.until
 	var bad *Damage
@@ -170,32 +279,37 @@ func (o *rewriter) copy(ctx context.Context, in File, old *segment, decide func(
 		keep, kind, meta := decide(rec)
 		if !keep {
 			if r.external {
-				dropped = append(dropped, r.bodySeg)
+				out.dropped = append(out.dropped, r.bodySeg)
 			}
 			return nil
 		}
 		if len(meta) > MaxMeta {
 			return fmt.Errorf("meta of %d bytes is over %d", len(meta), MaxMeta)
 		}
-		return o.add(in, r, kind, meta)
+		return out.add(in, r, kind, meta)
 	}
 	if _, err := w.walk(); err != nil {
-		return nil, err
+		return err
 	}
 	if early(w, old) {
 		bad = &Damage{File: old.name, Offset: w.end, What: "the segment ends early"}
 	}
 	if bad != nil {
-		return nil, fmt.Errorf("%v: %w", *bad, ErrDamaged)
+		return fmt.Errorf("%v: %w", *bad, ErrDamaged)
 	}
+	return nil
+}
+
+// end writes what is left, the seal, and the header, which makes it a segment.
+func (o *rewriter) end() error {
 	if err := o.flush(0); err != nil {
-		return nil, err
+		return err
 	}
 	if err := o.flush(flagSeal); err != nil {
-		return nil, err
+		return err
 	}
-	_, err = o.f.WriteAt(o.h.encode(), 0)
-	return dropped, err
+	_, err := o.f.WriteAt(o.h.encode(), 0)
+	return err
 }
 
 // early reports whether a walked segment lacks its end.
@@ -217,6 +331,7 @@ func (o *rewriter) add(in File, r *found, kind Kind, meta []byte) error {
 	o.buf = append(o.buf, zeroes[:align(int64(len(o.buf)))-int64(len(o.buf))]...)
 	head.encode(o.buf[at:], o.seed)
 	o.recs = append(o.recs, head)
+	o.places = append(o.places, place{head.seq, o.off + groupSize + int64(at)})
 	if len(o.buf) >= 1<<20 {
 		return o.flush(0)
 	}
@@ -248,9 +363,25 @@ func (o *rewriter) flush(flags uint32) error {
 // finishCompaction drops the segments that a compacted one replaces, where a
 // stop came in between.
 func (l *Log) finishCompaction(d *folder) error {
+	slices.SortFunc(d.replaced, (*segment).compare)
+	after := map[*segment]uint64{}
+	for _, old := range slices.Backward(d.replaced) {
+		i := slices.IndexFunc(d.segs, func(s *segment) bool { return slices.Contains(s.h.replaces, old.number) })
+		if i < 0 { // replaced by one that was replaced itself
+			continue
+		}
+		old.until = d.segs[i].until
+		if u, ok := after[d.segs[i]]; ok {
+			old.until = min(old.until, u)
+		}
+		after[d.segs[i]] = old.h.prevEnd
+	}
 	for _, old := range d.replaced {
 		i := slices.IndexFunc(d.segs, func(s *segment) bool { return slices.Contains(s.h.replaces, old.number) })
-		had, err := l.named(old, d.segs[i].until)
+		if i < 0 {
+			continue
+		}
+		had, err := l.named(old, old.until)
 		var has []uint64
 		if err == nil {
 			has, err = l.named(d.segs[i], d.segs[i].until)
@@ -264,7 +395,10 @@ func (l *Log) finishCompaction(d *folder) error {
 			return err
 		}
 		dead := slices.DeleteFunc(had, func(n uint64) bool { _, ok := d.bodies[n]; return !ok || slices.Contains(has, n) })
-		if err := l.dropOld(old.number, dead); err != nil {
+		if err := l.dropOld([]uint64{old.number}, dead); err != nil {
+			return err
+		}
+		if err := l.syncDir(); err != nil {
 			return err
 		}
 		for _, n := range dead {
@@ -307,43 +441,68 @@ type place struct {
 	off int64
 }
 
-// resolve returns where the record of ref is now.
+// resolve returns where the record of ref is now: what was compacted is found
+// by its sequence.
 func (l *Log) resolve(ref Ref) (Ref, error) {
-	l.mu.Lock()
-	to, ok := l.moved[ref.Segment]
-	for next := to; ok; next, ok = l.moved[next] {
-		to = next
-	}
-	l.mu.Unlock()
-	if to == 0 {
-		return ref, nil
-	}
-	o, err := l.files.get(to, extLog)
-	if err != nil {
-		return ref, err
-	}
-	defer l.files.put(o)
-	places := o.places.Load()
-	if places == nil {
-		if places, err = o.index(); err != nil {
+	for {
+		s := l.holder(ref)
+		if s == nil {
+			return ref, nil
+		}
+		ps := s.places.Load()
+		if ps == nil {
+			var err error
+			if ps, err = l.index(s); err != nil {
+				if l.holder(ref) != s { // compacted again in between
+					continue
+				}
+				return ref, err
+			}
+			s.places.Store(ps)
+		}
+		i := sort.Search(len(*ps), func(i int) bool { return (*ps)[i].seq >= ref.Seq })
+		if i == len(*ps) || (*ps)[i].seq != ref.Seq {
+			if l.holes { // it may have been in a segment that is missing
+				return ref, fmt.Errorf("record %d is not in %s, and the log has damage: %w", ref.Seq, s.name, ErrDamaged)
+			}
+			return ref, fmt.Errorf("record %d: %w", ref.Seq, ErrGone)
+		}
+		o, err := l.files.get(s.number, extLog)
+		if err != nil {
+			if l.holder(ref) != s {
+				continue
+			}
 			return ref, err
 		}
-		o.places.Store(places)
+		b := make([]byte, 4)
+		_, err = o.f.ReadAt(b, (*ps)[i].off)
+		l.files.put(o)
+		if err != nil {
+			return ref, fmt.Errorf("read %s at %d: %w", o.name, (*ps)[i].off, err)
+		}
+		return Ref{Segment: s.number, Offset: (*ps)[i].off, Seq: ref.Seq, CRC: le.Uint32(b)}, nil
 	}
-	ps := *places
-	i := sort.Search(len(ps), func(i int) bool { return ps[i].seq >= ref.Seq })
-	if i == len(ps) || ps[i].seq != ref.Seq {
-		return ref, fmt.Errorf("record %d: %w", ref.Seq, ErrGone)
-	}
-	b := make([]byte, 4)
-	if _, err := o.f.ReadAt(b, ps[i].off); err != nil {
-		return ref, fmt.Errorf("read %s at %d: %w", o.name, ps[i].off, err)
-	}
-	return Ref{Segment: to, Offset: ps[i].off, Seq: ref.Seq, CRC: le.Uint32(b)}, nil
 }
 
-// index finds the records of a compacted segment.
-func (o *openFile) index() (*[]place, error) {
+// holder returns the compacted segment that took over from the one that ref
+// names; nil when the record stands where ref says, or nowhere.
+func (l *Log) holder(ref Ref) *segment {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	i := sort.Search(len(l.segs), func(i int) bool { return l.segs[i].h.first > ref.Seq }) - 1
+	if i < 0 || l.segs[i].number == ref.Segment || l.segs[i].h.flags&flagCompacted == 0 || slices.Contains(l.lost, ref.Segment) {
+		return nil
+	}
+	return l.segs[i]
+}
+
+// index finds the records of a compacted segment. It is kept: 16 bytes a record.
+func (l *Log) index(s *segment) (*[]place, error) {
+	o, err := l.files.get(s.number, extLog)
+	if err != nil {
+		return nil, err
+	}
+	defer l.files.put(o)
 	size, err := o.f.Size()
 	if err != nil {
 		return nil, err

@@ -20,6 +20,20 @@ func thirds(r log.Record) (bool, log.Kind, []byte) {
 	return r.Seq%3 != 0, log.KindAppend, append([]byte("now "), bytes.TrimPrefix(r.Meta, []byte("now "))...)
 }
 
+func compact(l *log.Log, decide func(log.Record) (bool, log.Kind, []byte), numbers ...uint64) error {
+	_, err := l.Compact(ctx, numbers, 1, decide)
+	return err
+}
+
+// runs cuts the complete segments into runs of n.
+func runs(l *log.Log, n int) (out [][]uint64) {
+	var numbers []uint64
+	for _, s := range l.Segments() {
+		numbers = append(numbers, s.Number)
+	}
+	return slices.Collect(slices.Chunk(numbers, n))
+}
+
 // compacted checks that every record is as it was or as thirds made it.
 func compacted(t *testing.T, l *log.Log, sizes []int, refs []log.Ref) (rewritten int) {
 	t.Helper()
@@ -78,7 +92,7 @@ func compactable(t *testing.T) (fs *simfs.FS, sizes []int, refs []log.Ref) {
 		}
 	}
 	l := open(t, opt)
-	for _, g := range [][]int{{10}, {100, 5000, 6000}, {3000}, {3000}, {3000, 7000}, {70_000}, {0}, {100, 9000, 0}, {3000}, {2000}, {10, 20}, {3000}, {3000, 1}} {
+	for _, g := range [][]int{{10}, {100, 5000, 6000}, {3000}, {3000}, {3000, 7000}, {70_000}, {0}, {100, 9000, 0}, {3000}, {2000}, {10, 20}, {3000}, {3000, 1}, {9000, 3000}, {3000, 3000, 8000}, {2000}} {
 		mustAppend(t, l, len(sizes), g...)
 		sizes = append(sizes, g...)
 	}
@@ -109,7 +123,7 @@ func TestCompactionKeepsWhatIsKept(t *testing.T) {
 				}
 				return thirds(r)
 			}
-			if err := l.Compact(ctx, s.Number, again); err != nil {
+			if err := compact(l, again, s.Number); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -139,6 +153,12 @@ func TestCompactionKeepsWhatIsKept(t *testing.T) {
 }
 
 func TestACrashDuringCompactionKeepsOldOrNew(t *testing.T) {
+	for _, n := range []int{1, 2} {
+		t.Run(fmt.Sprintf("%d at once", n), func(t *testing.T) { crashCompaction(t, n) })
+	}
+}
+
+func crashCompaction(t *testing.T, n int) {
 	base, sizes, refs := compactable(t)
 	for k := 1; ; k++ {
 		fs := base.Copy()
@@ -146,8 +166,8 @@ func TestACrashDuringCompactionKeepsOldOrNew(t *testing.T) {
 		start := fs.Ops()
 		fs.Hook = func(o simfs.Op) simfs.Fault { return simfs.Fault{Crash: o.N == start+k} }
 		var err error
-		for _, s := range l.Segments() {
-			if err = l.Compact(ctx, s.Number, thirds); err != nil {
+		for _, numbers := range runs(l, n) {
+			if err = compact(l, thirds, numbers...); err != nil {
 				break
 			}
 		}
@@ -178,6 +198,75 @@ func TestACrashDuringCompactionKeepsOldOrNew(t *testing.T) {
 	}
 }
 
+func TestSegmentsAreMergedAgainAndAgain(t *testing.T) {
+	fs, sizes, refs := compactable(t)
+	opt := small(fs)
+	opt.Synced = func(rs []log.Record) { refs = append(refs, rs[0].Ref) }
+	again := func(r log.Record) (bool, log.Kind, []byte) {
+		if r.Compacted {
+			return true, r.Kind, r.Meta
+		}
+		return thirds(r)
+	}
+	for round := range 60 { // more often than a header has room for numbers
+		l := open(t, opt)
+		if rep := l.Report(); len(rep.Damage) > 0 || round > 0 && rep.Compacted != 1 {
+			t.Fatalf("round %d: %+v", round, rep)
+		}
+		mustAppend(t, l, len(sizes), 10)
+		sizes = append(sizes, 10)
+		for _, numbers := range runs(l, 2+round%4) {
+			if err := compact(l, again, numbers...); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if round%10 == 0 {
+			for seq, ref := range refs {
+				if _, err := l.Record(ref); (seq+1)%3 != 0 && err != nil {
+					t.Fatalf("round %d: record %d: %v", round, seq+1, err)
+				}
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := len(names(t, fs, "/log", ".seg")); n > 5 {
+		t.Errorf("%d segments are left", n)
+	}
+	sum, err := log.Verify(ctx, fs, "/log", func(d log.Damage) { t.Error(d) })
+	if err != nil || sum.Orphans > 0 {
+		t.Error(sum, err)
+	}
+	l := open(t, small(fs))
+	compacted(t, l, sizes, refs)
+	var latest []uint64
+	l.Latest(ctx, log.KindAppend, func(r log.Record) bool { latest = append(latest, r.Seq); return len(latest) < 3 })
+	if len(latest) != 3 || latest[0] <= latest[1] || latest[1] <= latest[2] {
+		t.Error(latest)
+	}
+	u, err := l.Usage()
+	if err != nil || u.Bytes == 0 || len(u.Segments) != len(l.Segments()) {
+		t.Errorf("%+v %v", u, err)
+	}
+	l.Close()
+}
+
+func TestRollEndsASegment(t *testing.T) {
+	l := open(t, log.Options{Dir: t.TempDir()})
+	defer l.Close()
+	l.Roll()
+	for i := range 3 {
+		mustAppend(t, l, i, 10)
+		if n := len(l.Segments()); n != min(i, 1) {
+			t.Errorf("%d complete segments after %d", n, i+1)
+		}
+		if i == 0 {
+			l.Roll()
+		}
+	}
+}
+
 func TestCompactionThatCannotIsHarmless(t *testing.T) {
 	base, sizes, refs := compactable(t)
 	t.Run("the disk is full", func(t *testing.T) {
@@ -185,14 +274,14 @@ func TestCompactionThatCannotIsHarmless(t *testing.T) {
 		fs.SetFree(2000)
 		l := open(t, small(fs))
 		defer l.Close()
-		if err := l.Compact(ctx, l.Segments()[0].Number, thirds); !errors.Is(err, transport.ErrNoSpace) {
+		if err := compact(l, thirds, l.Segments()[0].Number); !errors.Is(err, transport.ErrNoSpace) {
 			t.Errorf("got %v", err)
 		}
 		if n := compacted(t, l, sizes, refs); n != 0 {
 			t.Errorf("%d records rewritten", n)
 		}
 		fs.SetFree(-1)
-		if err := l.Compact(ctx, l.Segments()[0].Number, thirds); err != nil {
+		if err := compact(l, thirds, l.Segments()[0].Number); err != nil {
 			t.Error(err)
 		}
 		compacted(t, l, sizes, refs)
@@ -205,7 +294,7 @@ func TestCompactionThatCannotIsHarmless(t *testing.T) {
 		fs.Poke("/log/"+name, b)
 		l := open(t, small(fs))
 		defer l.Close()
-		if err := l.Compact(ctx, 1, thirds); !errors.Is(err, log.ErrDamaged) {
+		if err := compact(l, thirds, 1); !errors.Is(err, log.ErrDamaged) {
 			t.Errorf("got %v", err)
 		}
 		if !slices.Contains(names(t, fs, "/log", ".seg"), name) || len(names(t, fs, "/log", ".tmp")) > 0 {
@@ -221,11 +310,19 @@ func TestCompactionThatCannotIsHarmless(t *testing.T) {
 			}
 			return simfs.Fault{}
 		}
-		if err := l.Compact(ctx, l.Segments()[0].Number, thirds); !errors.Is(err, syscall.EIO) {
+		if err := compact(l, thirds, l.Segments()[0].Number); !errors.Is(err, syscall.EIO) {
 			t.Errorf("got %v", err)
 		}
 		compacted(t, l, sizes, refs)
 		l.Close()
+	})
+	t.Run("segments that are not adjacent", func(t *testing.T) {
+		l := open(t, small(base.Copy()))
+		defer l.Close()
+		segs := l.Segments()
+		if compact(l, thirds, segs[1].Number, segs[0].Number) == nil || compact(l, thirds) == nil {
+			t.Error("compacted")
+		}
 	})
 	t.Run("the last segment", func(t *testing.T) {
 		l := open(t, small(base.Copy()))
@@ -233,7 +330,7 @@ func TestCompactionThatCannotIsHarmless(t *testing.T) {
 		segs := names(t, base, "/log", ".seg")
 		var last uint64
 		fmt.Sscanf(segs[len(segs)-1], "%d.seg", &last)
-		if err := l.Compact(ctx, last, thirds); err == nil {
+		if err := compact(l, thirds, last); err == nil {
 			t.Error("compacted")
 		}
 	})
@@ -243,9 +340,9 @@ func TestWritersReadersAndCompactionAtOnce(t *testing.T) {
 	opt := log.Options{Dir: t.TempDir(), SegmentSize: 64 << 10, SpoolThreshold: 4 << 10, OpenFiles: 4}
 	var mu sync.Mutex
 	refs := map[uint64]log.Ref{}
-	read, compact := make(chan struct{}, 1), make(chan struct{}, 1)
+	read, more := make(chan struct{}, 1), make(chan struct{}, 1)
 	opt.Synced = func(rs []log.Record) {
-		for _, c := range []chan struct{}{read, compact} {
+		for _, c := range []chan struct{}{read, more} {
 			select {
 			case c <- struct{}{}:
 			default:
@@ -313,13 +410,13 @@ func TestWritersReadersAndCompactionAtOnce(t *testing.T) {
 			select {
 			case <-done:
 				return
-			case <-compact:
+			case <-more:
 			}
 			for _, s := range l.Segments() {
 				if s.Compacted {
 					continue
 				}
-				if err := l.Compact(ctx, s.Number, func(r log.Record) (bool, log.Kind, []byte) { return true, r.Kind, r.Meta }); err != nil {
+				if err := compact(l, func(r log.Record) (bool, log.Kind, []byte) { return true, r.Kind, r.Meta }, s.Number); err != nil {
 					t.Error(err)
 				}
 			}

@@ -83,7 +83,7 @@ func TestEveryFlippedBitIsNamedOrHarmless(t *testing.T) {
 	sample(t, fs, "/log", true)
 	// One more segment, not sealed: a crash left it.
 	l := open(t, small(fs))
-	if err := l.Compact(ctx, l.Segments()[0].Number, func(r log.Record) (bool, log.Kind, []byte) { return r.Seq != 3, r.Kind, r.Meta }); err != nil {
+	if err := compact(l, func(r log.Record) (bool, log.Kind, []byte) { return r.Seq != 3, r.Kind, r.Meta }, l.Segments()[0].Number); err != nil {
 		t.Fatal(err)
 	}
 	mustAppend(t, l, 100, 500, 6000)

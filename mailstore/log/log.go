@@ -36,6 +36,9 @@ const (
 	KindFolder  Kind = 8  // mailstore: folder made, renamed, deleted, subscribed
 	KindMailbox Kind = 9  // mailstore: mailbox made or removed
 	KindSeen    Kind = 10 // queue: ids that a gateway keeps of outside legs
+
+	KindCheckpoint Kind = 11 // journal: the view's rows at a position
+	KindContent    Kind = 12 // made by compaction: only the body counts, other records name it
 )
 
 // Ref is where a record stands. Engines keep it in the view and hand it back to
@@ -142,9 +145,12 @@ type Log struct {
 	files *files
 
 	mu         sync.Mutex
-	segs       []*segment        // log segments in order
-	moved      map[uint64]uint64 // segments that a compacted one replaces, to that one
+	segs       []*segment // log segments in order
+	lost       []uint64   // log segments without a header
+	holes      bool       // segments were missing or without a header at open
 	compacting bool
+	stuck      bool                // a replaced segment could not be removed
+	rolling    bool                // the next group begins a segment
 	pending    []batch             // appended, not yet taken by the writer
 	spare      []batch             // what the writer took last, to be used again
 	waiting    int64               // bytes of pending, of the group being written, and of metas handed on
@@ -179,7 +185,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 		return nil, err
 	}
 	l := &Log{
-		opt: opt, fs: opt.FS, live: map[uint64]struct{}{}, moved: map[uint64]uint64{},
+		opt: opt, fs: opt.FS, live: map[uint64]struct{}{},
 		wake: make(chan struct{}, 1), apply: make(chan struct{}, 1),
 		written: make(chan struct{}), applied: make(chan struct{}), failed: make(chan struct{}),
 	}

@@ -22,11 +22,10 @@ type files struct {
 }
 
 type openFile struct {
-	f      File
-	name   string
-	h      *header
-	seed   uint32
-	places atomic.Pointer[[]place] // of a compacted segment, once asked for
+	f    File
+	name string
+	h    *header
+	seed uint32
 	// guarded by files.mu
 	users int
 	used  uint64
@@ -197,18 +196,14 @@ func (l *Log) Record(ref Ref) (Record, error) {
 // find opens the segment that holds the record of ref, until put, and returns
 // where the record is there.
 func (l *Log) find(ref Ref) (o *openFile, now Ref, err error) {
-	for {
+	for tried := uint64(0); ; tried = now.Segment {
 		if now, err = l.resolve(ref); err != nil {
 			return nil, ref, err
 		}
 		if o, err = l.files.get(now.Segment, extLog); err == nil {
 			return o, now, nil
 		}
-		// It may have been compacted between the two.
-		l.mu.Lock()
-		moved := l.moved[now.Segment] != 0
-		l.mu.Unlock()
-		if !moved {
+		if now.Segment == tried { // else it may have been compacted between the two
 			return nil, ref, err
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"math"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 )
 
 // segment is a log segment as found on disk.
@@ -19,6 +20,8 @@ type segment struct {
 	h      *header
 	size   int64  // bytes of it that count
 	until  uint64 // last sequence in it that counts
+
+	places atomic.Pointer[[]place] // of a compacted segment, once asked for
 }
 
 // folder is what stands in the log's folder.
@@ -99,6 +102,10 @@ func (s *segment) rank() uint64 {
 	return s.number
 }
 
+func (s *segment) compare(o *segment) int {
+	return cmp.Or(cmp.Compare(s.h.first, o.h.first), cmp.Compare(s.rank(), o.rank()))
+}
+
 // order sets aside what was compacted, sorts the segments, bounds what counts
 // in each, and names the missing.
 func (d *folder) order() {
@@ -114,9 +121,7 @@ func (d *folder) order() {
 		}
 		return gone[s.number]
 	})
-	slices.SortFunc(d.segs, func(a, b *segment) int {
-		return cmp.Or(cmp.Compare(a.h.first, b.h.first), cmp.Compare(a.rank(), b.rank()))
-	})
+	slices.SortFunc(d.segs, (*segment).compare)
 	until := uint64(math.MaxUint64)
 	for _, s := range slices.Backward(d.segs) {
 		s.until = until
@@ -149,6 +154,9 @@ func (l *Log) recover(ctx context.Context) error {
 	l.epoch = max(l.opt.Epoch, 1)
 	for _, s := range d.segs {
 		rep.Mark = max(rep.Mark, s.h.mark)
+		if s.h.flags&flagCompacted != 0 {
+			rep.Compacted = max(rep.Compacted, s.h.mark)
+		}
 		if l.opt.Epoch == 0 {
 			l.epoch = max(l.epoch, s.h.epoch)
 		}
@@ -158,9 +166,6 @@ func (l *Log) recover(ctx context.Context) error {
 	}
 	if err := l.finishCompaction(d); err != nil {
 		return err
-	}
-	for _, s := range d.segs {
-		l.setMoved(s)
 	}
 	rep.Sealed = len(d.segs) == 0 && len(d.lost) == 0
 	if n := len(d.segs); n > 0 {
@@ -172,7 +177,7 @@ func (l *Log) recover(ctx context.Context) error {
 			return err
 		}
 	}
-	l.segs = d.segs
+	l.segs, l.lost, l.holes = d.segs, d.lost, len(d.damage) > 0
 	if n := len(d.segs); n > 0 {
 		l.w.last = d.segs[n-1].number
 	}
@@ -425,14 +430,40 @@ func (l *Log) Replay(ctx context.Context, from uint64, f func(Record) error) err
 	return nil
 }
 
+// Latest calls f with the records of a kind, the newest first, until it returns
+// false. Only before the first Append. Damage is passed over.
+func (l *Log) Latest(ctx context.Context, kind Kind, f func(Record) bool) error {
+	for _, s := range slices.Backward(l.segs) {
+		var found []Record
+		if _, err := l.each(ctx, s, 0, func(Damage) {}, func(r Record) error {
+			if r.Kind == kind {
+				found = append(found, r)
+			}
+			return nil
+		}); err != nil {
+			return err
+		}
+		for _, r := range slices.Backward(found) {
+			if !f(r) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
 func (l *Log) replay(ctx context.Context, s *segment, from uint64, f func(Record) error) (*walker, error) {
+	return l.each(ctx, s, from, l.found, f)
+}
+
+func (l *Log) each(ctx context.Context, s *segment, from uint64, onDamage func(Damage), f func(Record) error) (*walker, error) {
 	file, err := l.fs.OpenFile(l.path(s.number, extLog))
 	if err != nil {
 		return nil, fmt.Errorf("replay: %w", err)
 	}
 	defer file.Close()
 	w := newWalker(file, s.name, s.size, s.h)
-	w.strict, w.until, w.onDamage = true, s.until, l.found
+	w.strict, w.until, w.onDamage = true, s.until, onDamage
 	w.onRecord = func(r *found) error {
 		if r.seq < from {
 			return nil

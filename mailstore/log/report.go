@@ -43,7 +43,10 @@ type Report struct {
 	Mark uint64
 	// LostEnd says that the log ends before Options.Position or before Mark: it
 	// has lost records that were synced.
-	LostEnd   bool
+	LostEnd bool
+	// Compacted is the highest mark given to Compact, 0 for none: what the log
+	// says of before it is not whole, so a view is not made from it alone.
+	Compacted uint64
 	Recovered int      // records of an unsealed end, written and synced again
 	Cut       []Cut    // unfinished writes taken off
 	Damage    []Damage // named, never cut, never skipped in silence

@@ -180,7 +180,7 @@ func (l *Log) writeGroup(bs []batch, mark uint64) {
 		l.refuse(bs, err)
 		return
 	}
-	if w.h == nil || w.off >= l.opt.SegmentSize {
+	if l.shouldRoll() || w.h == nil || w.off >= l.opt.SegmentSize {
 		if err := l.roll(bs); err != nil {
 			l.giveUp(bs, fmt.Errorf("begin segment: %w", err))
 			return
@@ -425,6 +425,15 @@ func (l *Log) roll(bs []batch) error {
 	l.segs = append(l.segs, &segment{number: h.number, name: w.name, h: h, size: 0, until: math.MaxUint64})
 	l.mu.Unlock()
 	return nil
+}
+
+// shouldRoll tells once that Roll was called.
+func (l *Log) shouldRoll() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	was := l.rolling
+	l.rolling = false
+	return was && l.w.off > dataStart
 }
 
 // floor returns the lowest body segment whose draft has no synced record yet,

@@ -40,6 +40,7 @@ func Run(t *testing.T, place func(testing.TB) Place) {
 		{"a closed view answers with an error", closed},
 		{"two opens of one view are refused", twice},
 		{"reset begins a new view", reset},
+		{"what is dumped can be loaded, whole or not at all", loads},
 		{"the target marks a view that is being built", target},
 		{"any sequence of operations reads like a map", model},
 	} {
@@ -454,4 +455,73 @@ func model(t *testing.T, p Place) {
 		})
 	})
 	flush(t, v)
+}
+
+func loads(t *testing.T, p Place) {
+	ctx := context.Background()
+	v := open(t, p)
+	for i := range uint64(2000) {
+		put(t, v, 2*i+1, fmt.Sprintf("k%05d", i), fmt.Sprint("value ", i))
+		if i == 900 {
+			flush(t, v)
+		}
+		del(t, v, 2*i+2, fmt.Sprintf("k%05d", i/3))
+	}
+	rows := scan(t, v, "", "")
+	type pair struct{ k, v []byte }
+	var dump []pair
+	at, err := v.Dump(func(k, val []byte) bool {
+		dump = append(dump, pair{bytes.Clone(k), bytes.Clone(val)})
+		return true
+	})
+	if err != nil || at != 4000 {
+		t.Fatal(at, err)
+	}
+	if err := v.Load(ctx, at, nil); err == nil {
+		t.Fatal("loaded into a view that has rows")
+	}
+	from := func(n int, end error) func() ([]byte, []byte, bool, error) {
+		i := -1
+		return func() ([]byte, []byte, bool, error) {
+			if i++; i < n {
+				return dump[i].k, dump[i].v, true, nil
+			}
+			return nil, nil, false, end
+		}
+	}
+	stop := errors.New("stop")
+	for n, end := range map[int]error{len(dump): nil, len(dump) - 1: stop} {
+		if err := v.Reset(ctx, "test", false); err != nil {
+			t.Fatal(err)
+		}
+		if err := v.Load(ctx, at, from(n, end)); !errors.Is(err, end) {
+			t.Fatal(err)
+		}
+		for range 2 { // and as it is on disk
+			if end != nil && v.Applied() != 0 {
+				t.Fatal(v.Applied())
+			}
+			if end == nil {
+				if v.Applied() != at || v.Durable() != at {
+					t.Fatal(v.Applied(), v.Durable())
+				}
+				if diff := cmp.Diff(rows, scan(t, v, "", "")); diff != "" {
+					t.Fatal(diff)
+				}
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+			v = open(t, p)
+		}
+	}
+	if err := v.Reset(ctx, "test", false); err != nil {
+		t.Fatal(err)
+	}
+	if err := v.Load(ctx, at, from(len(dump), nil)); err != nil {
+		t.Fatal(err)
+	}
+	put(t, v, at+1, "z", "1")
+	flush(t, v)
+	want(t, scan(t, v, "z", ""), "z=1")
 }
