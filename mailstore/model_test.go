@@ -11,6 +11,8 @@ import (
 	"pgregory.net/rapid"
 
 	"posthouse/mailstore"
+	"posthouse/mailstore/journal"
+	"posthouse/mailstore/journal/journaltest"
 	"posthouse/transport"
 )
 
@@ -240,7 +242,9 @@ func (m *model) sync(rt *rapid.T, s *session) {
 
 func TestAnyHistoryGivesTheMailboxThatTheModelHas(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		w := newWorld(t, mailstore.Options{Cached: 3})
+		w := &world{t: t, disk: journaltest.NewDisk(t), opt: mailstore.Options{Cached: 3}}
+		w.disk.Options.Log.SegmentSize = 4 << 10
+		w.open()
 		defer func() { w.disk.Close(t); w.s.Close() }()
 		m := &model{w: w, boxes: map[byte]*modelBox{}}
 		m.add(rt, 1)
@@ -411,6 +415,12 @@ func TestAnyHistoryGivesTheMailboxThatTheModelHas(t *testing.T) {
 			"session": func(rt *rapid.T) { m.sync(rt, rapid.SampledFrom(m.sessions).Draw(rt, "session")) },
 			"crash": func(rt *rapid.T) {
 				w.crash(rapid.Bool().Draw(rt, "rebuild"))
+			},
+			"tidy": func(rt *rapid.T) { w.tidy() },
+			"tidy in small steps": func(rt *rapid.T) {
+				if _, err := w.j.Tidy(ctx, journal.TidyOptions{Growth: 4 << 10}); err != nil {
+					rt.Fatal(err)
+				}
 			},
 			"renew": func(rt *rapid.T) {
 				if err := w.s.Renew(ctx); err != nil {

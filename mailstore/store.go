@@ -189,29 +189,6 @@ func (s *Store) loadEpoch() error {
 
 func epochRow(e uint32) []byte { return binary.AppendUvarint([]byte{rowVersion}, uint64(e)) }
 
-// Live calls mark with the sequence number of every record whose content a
-// message still needs: the one with its structure and the one with its body.
-// What compaction may drop is the rest. It reads the whole view.
-func (s *Store) Live(mark func(seq uint64)) error {
-	var bad error
-	prefix := []byte("mM")
-	err := s.j.View().Scan(prefix, nil, func(k, v []byte) bool {
-		var m msg
-		if bad = m.parse(UID(binary.BigEndian.Uint32(k[len(k)-4:])), v); bad != nil {
-			return false
-		}
-		mark(m.seq)
-		if m.source != 0 {
-			mark(m.source)
-		}
-		return true
-	})
-	if err == nil {
-		err = bad
-	}
-	return err
-}
-
 // resident returns the mailbox's state, read from the view when it is not in
 // memory; also of one that does not exist.
 //

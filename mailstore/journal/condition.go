@@ -2,6 +2,7 @@ package journal
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"posthouse/mailstore/log"
@@ -21,6 +22,8 @@ const (
 	CondViewOld     = "store.view-old"     // the view is from before what had been stored
 	CondDamaged     = "store.damaged"      // bytes of the log are not what was written
 	CondViewDamaged = "store.view-damaged" // the view is to be rebuilt at the next start
+	CondViewWrong   = "store.view-wrong"   // rows of the view contradict each other
+	CondHistoryLost = "store.history-lost" // no view, and no checkpoint to make one from
 	CondViewRebuilt = "store.view-rebuilt" // the view was rebuilt at this start
 	CondNoSpace     = "store.no-space"     // the disk is below its floor
 	CondStopped     = "store.stopped"      // the journal has failed
@@ -33,6 +36,28 @@ func (j *Journal) note(name, text string) {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.conditions = append(j.conditions, Condition{name, text, time.Now().UTC()})
+}
+
+// noteOnce is note for what is found again and again.
+func (j *Journal) noteOnce(name, text string) {
+	j.mu.Lock()
+	known := slices.ContainsFunc(j.conditions, func(c Condition) bool { return c.Name == name })
+	j.mu.Unlock()
+	if !known {
+		j.note(name, text)
+	}
+}
+
+// noteDamaged makes a condition of damage that was met in a part of the log.
+func (j *Journal) noteDamaged(what string, err error) {
+	text := fmt.Sprintf("%s is damaged: %v", what, err)
+	j.mu.Lock()
+	known := slices.ContainsFunc(j.conditions, func(c Condition) bool { return c.Text == text })
+	j.mu.Unlock()
+	if !known {
+		j.note(CondDamaged, text)
+		j.slog.Error("damage met while tidying", "err", err)
+	}
 }
 
 // noteDamage makes a condition of each damage that has none yet.

@@ -65,6 +65,12 @@ type Journal struct {
 	marked  uint64
 	unnoted int64 // bytes of records since the last mark
 
+	// Of the one Tidy that may be under way.
+	tidying  atomic.Bool
+	segment  int64            // size of a segment
+	proven   map[uint64]bool  // checkpoints that were read back
+	stubborn map[uint64]int64 // segments that compaction did not make smaller, and what of them was needed then; -1: damaged
+
 	done  chan struct{} // closed by fail and by Close
 	watch sync.WaitGroup
 	once  sync.Once
@@ -75,6 +81,7 @@ type Journal struct {
 	failed     error
 	conditions []Condition
 	fullSince  time.Time
+	disk       Disk
 }
 
 type waiter struct {
@@ -102,7 +109,13 @@ func Open(ctx context.Context, opt Options) (*Journal, error) {
 	if opt.View.Logger == nil {
 		opt.View.Logger = opt.Logger
 	}
-	j := &Journal{slog: opt.Logger, engines: map[log.Kind][]Engine{}, done: make(chan struct{})}
+	j := &Journal{
+		slog: opt.Logger, engines: map[log.Kind][]Engine{}, done: make(chan struct{}),
+		segment: opt.Log.SegmentSize, proven: map[uint64]bool{}, stubborn: map[uint64]int64{},
+	}
+	if j.segment <= 0 {
+		j.segment = 64 << 20
+	}
 	opt.View.Damaged = func(err error) {
 		j.note(CondViewDamaged, fmt.Sprintf("the index of the mail store is damaged and will be rebuilt at the next start: %v", err))
 	}
@@ -138,7 +151,7 @@ func (j *Journal) settle(ctx context.Context) error {
 		j.renew = true
 		why = fmt.Sprintf("the message log ends at record %d, but record %d had been stored", r.End, max(at, r.Mark))
 		j.note(CondLogLostEnd, why+"; mail of the last moments before the stop may be missing")
-	case at > 0 && at < r.Mark && !j.view.Building():
+	case at > 0 && (at < r.Mark && !j.view.Building() || at < r.Compacted):
 		why = fmt.Sprintf("the index ends at record %d, but had been stored up to %d", at, r.Mark)
 		j.note(CondViewOld, why+"; it is rebuilt from the log, no mail is missing")
 	default:
@@ -188,6 +201,12 @@ const progressEvery = 1 << 13
 
 func (j *Journal) start(ctx context.Context, progress func(done, total uint64)) error {
 	from, end := j.view.Applied(), j.lg.Report().End
+	if from == 0 {
+		var err error
+		if from, err = j.restore(ctx); err != nil {
+			return err
+		}
+	}
 	if from == 0 {
 		j.view.Target(end)
 	}
@@ -256,6 +275,11 @@ func (j *Journal) room(ctx context.Context) error {
 
 func (j *Journal) apply(r log.Record, live bool) error {
 	var b kv.Batch
+	if r.Kind == log.KindCheckpoint {
+		if err := j.applyCheckpoint(r, &b); err != nil {
+			return fmt.Errorf("apply record %d: %w", r.Seq, err)
+		}
+	}
 	for _, e := range j.engines[r.Kind] {
 		if err := e.Apply(r, &b, live); err != nil {
 			return fmt.Errorf("apply record %d: %w", r.Seq, err)

@@ -200,6 +200,9 @@ func (e *edit) accept(rec log.Record, m *acceptMeta) error {
 		r := fresh()
 		for _, rc := range l.Rcpts {
 			x := rcpt{N: n, R: rc, State: Waiting}
+			if rec.Compacted { // without the view, what became of it is not known: a person decides
+				x.State = Held
+			}
 			n++
 			if m.Keeper != 0 {
 				x.State = Kept

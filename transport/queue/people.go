@@ -188,13 +188,6 @@ func (q *Queue) legsOf(id ID, f func(legName) error) error {
 	return nil
 }
 
-// Live reports whether the queue still needs the ACCEPT record with that
-// sequence number.
-func (q *Queue) Live(seq uint64) (bool, error) {
-	_, ok, err := q.j.View().Get(msgKey(seq))
-	return ok, err
-}
-
 // Hold keeps a message's waiting recipients from being tried until Unhold.
 func (q *Queue) Hold(ctx context.Context, id ID) (int, error) {
 	return q.person(ctx, id, func(now time.Duration, x *rcpt) *change {
