@@ -125,15 +125,43 @@ func (l *Log) forget(number uint64) {
 
 // chunk writes d.mem as the next chunk.
 func (d *Draft) chunk() error {
-	crc := chunkSum(d.seed, d.chunks, d.mem)
-	b := binary.LittleEndian.AppendUint32(d.mem, crc)
-	d.crc = crc32.Update(d.crc, castagnoli, b[len(d.mem):])
-	if _, err := d.f.WriteAt(b, dataStart+d.chunks*chunkStep); err != nil {
+	if err := d.put(); err != nil {
 		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), noSpace(err))
 	}
 	d.chunks++
 	d.mem = d.mem[:0]
+	if d.chunks%spoolAhead != 0 {
+		return nil
+	}
+	if err := d.sync(); err != nil {
+		return d.failed(err)
+	}
 	return nil
+}
+
+// put writes the chunk when it is its turn: of many large bodies one at a time
+// keeps a processor busy, and small mail is not the last of a long row.
+func (d *Draft) put() error {
+	d.l.chunks <- struct{}{}
+	defer func() { <-d.l.chunks }()
+	crc := chunkSum(d.seed, d.chunks, d.mem)
+	b := binary.LittleEndian.AppendUint32(d.mem, crc)
+	d.crc = crc32.Update(d.crc, castagnoli, b[len(d.mem):])
+	_, err := d.f.WriteAt(b, dataStart+d.chunks*chunkStep)
+	return err
+}
+
+// spoolAhead is how many chunks, 1 MiB, a spool file may have that are not on
+// disk. What is handed to the disk at once is what a small message's sync has to
+// wait behind, and dirty pages are memory: so large bodies go there bit by bit,
+// and one at a time.
+const spoolAhead = 1 << 20 / chunkSize
+
+// sync brings the spool file to disk when it is its turn.
+func (d *Draft) sync() error {
+	d.l.spools <- struct{}{}
+	defer func() { <-d.l.spools }()
+	return d.f.Sync()
 }
 
 // chunkSum binds a chunk to its segment and its place there.
@@ -173,7 +201,10 @@ func (d *Draft) settle() error {
 	if _, err := d.f.WriteAt(d.h.encode(), 0); err != nil {
 		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), noSpace(err))
 	}
-	err := d.l.finish(d.f, d.number, extBody)
+	err := d.sync()
+	if err == nil {
+		err = d.l.publish(d.number, extBody)
+	}
 	if err == nil {
 		err = d.f.Close()
 		d.f = nil
@@ -181,6 +212,11 @@ func (d *Draft) settle() error {
 	if err == nil {
 		return nil
 	}
+	return d.failed(err)
+}
+
+// failed says what a failed sync of the spool file means.
+func (d *Draft) failed(err error) error {
 	err = fmt.Errorf("sync spool file %s: %w", fileName(d.number, extTemp), err)
 	d.l.mu.Lock()
 	closing := d.l.closing

@@ -166,6 +166,8 @@ type Log struct {
 	report     Report
 	stats      Stats
 
+	chunks  chan struct{} // holds one: who writes to a spool file
+	spools  chan struct{} // holds one: who syncs a spool file
 	wake    chan struct{} // to the writer; holds one
 	apply   chan struct{} // to the applier; holds one
 	written chan struct{} // closed when the writer is gone
@@ -186,6 +188,7 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	}
 	l := &Log{
 		opt: opt, fs: opt.FS, live: map[uint64]struct{}{},
+		chunks: make(chan struct{}, 1), spools: make(chan struct{}, 1),
 		wake: make(chan struct{}, 1), apply: make(chan struct{}, 1),
 		written: make(chan struct{}), applied: make(chan struct{}), failed: make(chan struct{}),
 	}

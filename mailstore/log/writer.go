@@ -476,6 +476,11 @@ func (l *Log) finish(f File, number uint64, ext string) error {
 	if err := f.Sync(); err != nil {
 		return err // nothing was told of this file yet
 	}
+	return l.publish(number, ext)
+}
+
+// publish gives a synced temporary file its name, durably.
+func (l *Log) publish(number uint64, ext string) error {
 	if err := l.fs.Rename(l.path(number, extTemp), l.path(number, ext)); err != nil {
 		return err
 	}

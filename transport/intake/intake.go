@@ -68,11 +68,12 @@ type Deps struct {
 // Intake takes messages. It is safe for concurrent use.
 type Intake struct {
 	d       Deps
-	buffers sync.Pool // of *[copySize]byte
+	buffers sync.Pool     // of *[copySize]byte
+	large   chan struct{} // holds one: who walks a large text
 }
 
 // New returns an Intake.
-func New(d Deps) *Intake { return &Intake{d: d} }
+func New(d Deps) *Intake { return &Intake{d: d, large: make(chan struct{}, 1)} }
 
 // Accept reads body to its clean end and takes the message into custody; the
 // queue id is returned once it is on disk. Any error means that nothing was
@@ -123,18 +124,35 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 	if fault != nil {
 		return "", fault
 	}
-	r, err := draft.Open()
+	s, err := in.walk(ctx, draft)
 	if err != nil {
 		return "", fmt.Errorf("read message back: %w", err)
+	}
+	return plan.Take(ctx, env, draft, s)
+}
+
+// largeText is the size from which texts are walked one at a time: a walk never
+// waits for anything, so many at once would keep small mail from its turn.
+const largeText = 1 << 20
+
+func (in *Intake) walk(ctx context.Context, draft *log.Draft) (*mime.Structure, error) {
+	if draft.Size() >= largeText {
+		select {
+		case in.large <- struct{}{}:
+			defer func() { <-in.large }()
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		}
+	}
+	r, err := draft.Open()
+	if err != nil {
+		return nil, err
 	}
 	s, err := mime.Parse(r, draft.Size())
 	if e := r.Close(); err == nil {
 		err = e
 	}
-	if err != nil {
-		return "", fmt.Errorf("read message back: %w", err)
-	}
-	return plan.Take(ctx, env, draft, s)
+	return s, err
 }
 
 // copySize is how much of a text is moved at once: less than smtpd's own buffer
