@@ -38,7 +38,8 @@ func (c *conn) Close() error {
 	return c.Conn.Close()
 }
 
-// breakConns breaks the TCP connections that f names, at both ends.
+// breakConns breaks the TCP connections that f names, at both ends. f is called
+// with w.mu held.
 func (w *World) breakConns(f func(from, to netip.Addr) bool) {
 	w.mu.Lock()
 	var gone []*conn

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,8 @@ type Office struct {
 
 	failSync atomic.Bool  // the next sync fails
 	crashAt  atomic.Int64 // operations until the disk stops; 0: never
+	crash    func()       // what follows then
+	stopped  atomic.Bool  // the disk has stopped by itself
 	syncTime time.Duration
 	expected atomic.Bool // the process may end by itself: its disk failed
 	full     bool
@@ -68,7 +71,7 @@ type process struct {
 func newOffice(w *World, name string, addr netip.Addr, cfg *config.Config) *Office {
 	view := &kv.Memory{}
 	view.KeepHistory()
-	o := &Office{w: w, Name: name, Addr: addr, cfg: cfg, view: view, votes: election.NewMemStorage(), logs: &ring{}}
+	o := &Office{w: w, Name: name, Addr: addr, cfg: cfg, view: view, votes: election.NewMemStorage(), logs: &ring{w: w, name: name}}
 	o.setDisk(simfs.New())
 	return o
 }
@@ -78,6 +81,9 @@ func (o *Office) setDisk(d *simfs.FS) {
 	d.SyncTime = o.syncTime
 	d.Hook = func(op simfs.Op) simfs.Fault {
 		if n := o.crashAt.Load(); n > 0 && o.crashAt.Add(-1) == 0 {
+			o.expected.Store(true)
+			o.stopped.Store(true)
+			o.w.wg.Go(o.crash)
 			return simfs.Fault{Crash: true}
 		}
 		if op.Name == "sync" && o.failSync.CompareAndSwap(true, false) {
@@ -102,16 +108,20 @@ func (o *Office) process() *process {
 // before is waited for.
 func (o *Office) Start() {
 	o.w.tb.Helper()
-	if o.Up() {
+	o.bury()
+	o.mu.Lock()
+	if o.run != nil {
+		o.mu.Unlock()
 		return
 	}
-	o.bury()
 	o.w.note("%s starts", o.Name)
 	p := &process{o: o, gone: make(chan struct{}), began: time.Now()}
 	p.line = &simnet.Simnet{Router: o.w}
 	p.socket = p.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{LatencyFunc: o.w.latency})
 	p.line.Start()
 	o.expected.Store(false)
+	ctx, cancel := context.WithCancel(context.Background())
+	p.cancel, o.run = cancel, p
 	env := appliance.Environment{
 		Packet: func(string) (net.PacketConn, error) { return p.socket, nil },
 		Listen: func(_ context.Context, _, address string) (net.Listener, error) {
@@ -131,14 +141,11 @@ func (o *Office) Start() {
 		Logger:   slog.New(&recorder{to: o.logs}),
 	}
 	node, err := appliance.New(o.cfg, env, "sim")
+	p.node = node
+	o.mu.Unlock()
 	if err != nil {
 		o.w.tb.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	p.node, p.cancel = node, cancel
-	o.mu.Lock()
-	o.run = p
-	o.mu.Unlock()
 	go func() {
 		defer close(p.gone)
 		p.err = node.Run(ctx)
@@ -149,6 +156,7 @@ func (o *Office) Start() {
 		itself := o.run == p
 		if itself {
 			o.run = nil
+			o.buried = append(o.buried, p)
 		}
 		o.mu.Unlock()
 		if itself {
@@ -171,29 +179,54 @@ func (o *Office) ended(p *process) {
 	o.seed++
 	o.crashAt.Store(0)
 	o.setDisk(o.disk.After(simfs.KeepAll, o.seed))
+	o.w.wg.Go(func() { // as a supervisor does
+		time.Sleep(time.Second)
+		if !o.w.closing.Load() {
+			o.Start()
+		}
+	})
 }
 
 // bury waits until nothing of earlier lives runs.
 func (o *Office) bury() {
-	o.mu.Lock()
-	old := o.buried
-	o.buried = nil
-	o.mu.Unlock()
-	for _, p := range old {
+	for {
+		o.mu.Lock()
+		if len(o.buried) == 0 {
+			o.mu.Unlock()
+			return
+		}
+		p := o.buried[0]
+		o.mu.Unlock()
 		<-p.gone
+		o.mu.Lock()
+		o.buried = slices.DeleteFunc(o.buried, func(x *process) bool { return x == p })
+		o.mu.Unlock()
 	}
+}
+
+// take ends the office's present life and returns it; nil when it is down. done
+// is to be called when the machine may be used by the next one.
+func (o *Office) take() (p *process, done func()) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	p = o.run
+	if p == nil {
+		return nil, nil
+	}
+	o.run = nil
+	grave := &process{gone: make(chan struct{})}
+	o.buried = append(o.buried, grave)
+	return p, func() { close(grave.gone) }
 }
 
 // Stop ends the node as SIGTERM does.
 func (o *Office) Stop() {
 	o.w.tb.Helper()
-	o.mu.Lock()
-	p := o.run
-	o.run = nil
-	o.mu.Unlock()
+	p, done := o.take()
 	if p == nil {
 		return
 	}
+	defer done()
 	o.w.note("%s is stopped", o.Name)
 	began := time.Now()
 	p.cancel()
@@ -204,8 +237,10 @@ func (o *Office) Stop() {
 	if took := time.Since(began); took > 30*time.Second {
 		o.w.violation("%s took %v to stop", o.Name, took)
 	}
-	if p.err != nil {
-		o.setDisk(o.disk.After(simfs.KeepAll, o.seed))
+	o.crashAt.Store(0)
+	if o.stopped.Swap(false) || p.err != nil {
+		o.seed++
+		o.setDisk(o.disk.After(simfs.Random, o.seed))
 	}
 }
 
@@ -228,16 +263,11 @@ func (v View) String() string { return [...]string{"view kept", "view gone", "vi
 // break, its disk answers nothing any more. What was not synced is lost by the
 // mode.
 func (o *Office) PowerCut(mode simfs.Mode, view View) {
-	o.mu.Lock()
-	p := o.run
-	o.run = nil
-	if p != nil {
-		o.buried = append(o.buried, p)
-	}
-	o.mu.Unlock()
+	p, done := o.take()
 	if p == nil {
 		return
 	}
+	defer done()
 	o.w.note("%s loses its power (%v, %v)", o.Name, mode, view)
 	p.dead.Store(true)
 	o.disk.Crash()
@@ -251,6 +281,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	o.seed++
 	o.crashAt.Store(0)
 	o.failSync.Store(false)
+	o.stopped.Store(false)
 	o.setDisk(o.disk.After(mode, o.seed))
 	switch view {
 	case KeepView:
@@ -262,9 +293,16 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	}
 }
 
-// CrashAtOp lets the power fail at the disk's n-th operation from now; the
-// world notices when the process has ended.
-func (o *Office) CrashAtOp(n int) { o.expected.Store(true); o.crashAt.Store(int64(n)) }
+// CrashAtOp lets the power fail at the disk's n-th operation from now; then
+// follows. A clean stop or another power cut before that calls it off.
+func (o *Office) CrashAtOp(n int, mode simfs.Mode, view View, then func()) {
+	o.w.note("%s: its power fails at disk operation %d from now", o.Name, n)
+	o.crash = func() {
+		o.PowerCut(mode, view)
+		then()
+	}
+	o.crashAt.Store(int64(n))
+}
 
 // FailSync lets the next sync of the log fail; the node is to end and to be
 // started again.
@@ -328,6 +366,9 @@ func (f files) Write(name string, content []byte, mode fs.FileMode) error {
 
 // ring keeps the last lines that a node logged.
 type ring struct {
+	w    *World
+	name string
+
 	mu    sync.Mutex
 	lines []logLine
 }
@@ -340,6 +381,9 @@ type logLine struct {
 const ringSize = 2000
 
 func (r *ring) add(text string) {
+	if r.w.trace != nil {
+		fmt.Fprintf(r.w.trace, "%12s  %s: %s\n", time.Since(r.w.began).Round(time.Millisecond), r.name, text)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if len(r.lines) >= 2*ringSize {

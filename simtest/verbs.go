@@ -92,9 +92,7 @@ func (l *Lines) apply(others []string, both bool) *Lines {
 		}
 	}
 	w.mu.Unlock()
-	w.breakConns(func(from, to netip.Addr) bool {
-		w.mu.Lock()
-		defer w.mu.Unlock()
+	w.breakConns(func(from, to netip.Addr) bool { // called with w.mu held
 		return w.lines[[2]netip.Addr{from, to}].cut || w.lines[[2]netip.Addr{to, from}].cut
 	})
 	return l

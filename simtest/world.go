@@ -9,11 +9,13 @@ package simtest
 
 import (
 	"fmt"
+	"io"
 	mathrand "math/rand/v2"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -41,8 +43,13 @@ type World struct {
 	tcp   map[string]*bufpipe.Listener // by "address:port" or socket path
 	conns map[*conn]bool
 	story []string // what was done and what went wrong, for people
+	trace io.Writer
 	began time.Time
 	wrong []string // violations that watchers saw
+
+	ledger  *Ledger
+	wg      sync.WaitGroup // of machines that act by themselves
+	closing atomic.Bool
 }
 
 // line is one direction between two addresses.
@@ -57,6 +64,7 @@ func NewWorld(tb testing.TB, offices ...string) *World {
 	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, dice: mathrand.New(mathrand.NewPCG(1, 1)),
 		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, began: time.Now()}
 	w.Outside = newOutside(w)
+	w.ledger = newLedger(w)
 	for i, name := range offices {
 		addr := netip.AddrFrom4([4]byte{10, 0, byte(i + 1), 1})
 		at := func(port int) string { return netip.AddrPortFrom(addr, uint16(port)).String() }
@@ -118,7 +126,11 @@ func udpAddr(a net.Addr) netip.Addr { return a.(*net.UDPAddr).AddrPort().Addr().
 func (w *World) note(format string, args ...any) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.story = append(w.story, fmt.Sprintf("%12s  ", time.Since(w.began).Round(time.Millisecond))+fmt.Sprintf(format, args...))
+	line := fmt.Sprintf("%12s  ", time.Since(w.began).Round(time.Millisecond)) + fmt.Sprintf(format, args...)
+	w.story = append(w.story, line)
+	if w.trace != nil {
+		fmt.Fprintln(w.trace, line)
+	}
 }
 
 // violation notes something that must never be; the test fails at its end.
@@ -209,6 +221,13 @@ func (w *World) Found() {
 			w.tb.Fatal(err)
 		}
 	}
+	members := []string{}
+	for _, o := range w.Offices {
+		members = append(members, o.Name+"@"+Domain)
+	}
+	if _, err := first.Ops().PutGroup(Ctx(), admin.Group{Address: everybody, Name: "Everybody", Members: members}); err != nil {
+		w.tb.Fatal(err)
+	}
 	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
 }
 
@@ -259,6 +278,8 @@ func (w *World) whole() bool {
 
 // Close ends all nodes and lets what they leave behind run out.
 func (w *World) Close() {
+	w.closing.Store(true)
+	w.wg.Wait()
 	for _, o := range w.Offices {
 		o.Stop()
 		o.bury()

@@ -353,6 +353,7 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 		if _, ok := e.rows[*done]; !ok { // it ended before this record
 			if d := q.dests[done.dest]; d != nil {
 				d.signal()
+				q.look(d)
 			}
 		}
 	}

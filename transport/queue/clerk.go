@@ -92,6 +92,7 @@ func (q *Queue) change(n legName, decide func(now time.Duration, r *row) []chang
 	if q.busy[n]--; q.busy[n] <= 0 {
 		delete(q.busy, n)
 		d.signal()
+		q.look(d)
 	}
 	return len(cs) > 0, err
 }

@@ -159,6 +159,8 @@ func (q *Queue) settle(ctx context.Context, n legName, decide func(time.Duration
 		}
 		select {
 		case <-wake:
+		case <-q.j.Done(): // nothing is applied any more
+			return q.j.Err()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}
@@ -178,6 +180,8 @@ func (q *Queue) applied(ctx context.Context, n legName) error {
 		q.mu.Unlock()
 		select {
 		case <-wake:
+		case <-q.j.Done(): // nothing is applied any more
+			return q.j.Err()
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -170,17 +170,12 @@ func (d *dest) ready(seq uint64, r *row, now time.Duration) (ns []int) {
 	return ns
 }
 
-// next returns when there is a reason to carry.
-func (d *dest) next(now time.Duration) time.Duration {
+// next returns when there is a reason to carry. What waits for a record to be
+// applied is none: commit looks again.
+func (q *Queue) next(d *dest, now time.Duration) time.Duration {
 	at := d.due
-	if d.again || !d.whole {
+	if (d.again || !d.whole) && !q.full(d) || q.hasReady(d, now) {
 		at = 0
-	}
-	for _, l := range d.window {
-		if l.out == nil {
-			at = 0
-			break
-		}
 	}
 	return max(at, d.notBefore)
 }
@@ -342,6 +337,16 @@ func (q *Queue) hasReady(d *dest, now time.Duration) bool {
 		}
 	}
 	return false
+}
+
+// prune lets go of what stands in the window and has nothing ready.
+func (q *Queue) prune(d *dest, now time.Duration) {
+	for _, l := range slices.Clone(d.window) {
+		if l.out == nil && q.busy[legName{d.key, l.seq}] == 0 && len(d.ready(l.seq, l.row, now)) == 0 {
+			d.note(l.seq, l.row, now)
+			q.remove(d, l)
+		}
+	}
 }
 
 // pick takes the first leg of the window that has something ready.

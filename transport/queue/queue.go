@@ -280,7 +280,7 @@ func (q *Queue) turn() (starts []*dest, wait time.Duration) {
 			}
 			continue
 		}
-		if at := d.next(now); at > now {
+		if at := q.next(d, now); at > now {
 			if at != never && (d.timer == 0 || at < d.timer) {
 				d.timer = at
 				heap.Push(&q.timers, timer{at, d})

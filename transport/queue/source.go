@@ -225,6 +225,9 @@ func (q *Queue) carry(ctx context.Context, d *dest) {
 	tried := false
 	q.mu.Lock()
 	ready := err == nil && q.hasReady(d, q.clock.now())
+	if err == nil && !ready {
+		q.prune(d, q.clock.now())
+	}
 	q.mu.Unlock()
 	if c := q.d.Carrier(d.key); ready && c != nil {
 		tried = true
@@ -274,6 +277,7 @@ func (q *Queue) carry(ctx context.Context, d *dest) {
 		d.failures, d.notBefore, d.lastErr = 0, 0, ""
 	}
 	d.woken = false
+	d.signal() // what was out may be waited for
 	q.look(d)
 }
 

@@ -1,0 +1,363 @@
+package simtest
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/emersion/go-imap/v2"
+)
+
+// everybody is the group of all users.
+const everybody = "all@" + Domain
+
+// Ledger is what the observer knows from the clients' side: every attempt to
+// hand a message in, with the answer that the client read.
+type Ledger struct {
+	w *World
+
+	mu       sync.Mutex
+	attempts []*attempt
+	next     int
+	faults   []trouble // at gateways, after which the outside may get mail twice
+	letters  map[slot]string
+	validity map[string]uint32
+	uidNext  map[string]imap.UID
+}
+
+// attempt is one message to one recipient, as its client saw it.
+type attempt struct {
+	subject string
+	client  string // one sequence of messages, each sent after the answer to the one before
+	from    string
+	to      string
+	at      string // office
+	answer  int    // final; 0: none was read
+	when    time.Time
+}
+
+type trouble struct {
+	at     netip.Addr
+	when   time.Time
+	during time.Duration
+}
+
+// slot is a UID in an office's INBOX.
+type slot struct {
+	office   string
+	validity uint32
+	uid      imap.UID
+}
+
+func newLedger(w *World) *Ledger {
+	return &Ledger{w: w, letters: map[slot]string{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}}
+}
+
+// Mail is mail that a scenario is about to send.
+type Mail struct {
+	w     *World
+	n     int
+	at    string
+	from  string
+	pause time.Duration
+}
+
+// Send prepares n messages, one after the other: w.Send(200).From("hq").To("plzen").
+func (w *World) Send(n int) *Mail { return &Mail{w: w, n: n, from: "somebody@" + outsideDomain} }
+
+// From says at which office they are handed in, on port 25.
+func (m *Mail) From(office string) *Mail { m.at = office; return m }
+
+// By lets the office's user send them, by submission.
+func (m *Mail) By(office string) *Mail { m.at, m.from = office, office+"@"+Domain; return m }
+
+// Every pauses between two messages.
+func (m *Mail) Every(d time.Duration) *Mail { m.pause = d; return m }
+
+// To sends the messages to these, each an office (its user), "all", or an
+// address outside, and returns how many were taken for all of them.
+func (m *Mail) To(to ...string) int {
+	var rcpts []string
+	for _, r := range to {
+		switch {
+		case r == "all":
+			r = everybody
+		case !strings.Contains(r, "@"):
+			r += "@" + Domain
+		}
+		rcpts = append(rcpts, r)
+	}
+	l := m.w.ledger
+	l.mu.Lock()
+	l.next++
+	name := fmt.Sprintf("c%d", l.next)
+	l.mu.Unlock()
+	port, user, password := 25, "", ""
+	if m.from == m.at+"@"+Domain {
+		port, user, password = 587, m.from, "secret"
+	}
+	var s *client
+	defer func() {
+		if s != nil {
+			s.close()
+		}
+	}()
+	taken := 0
+	for i := range m.n {
+		if i > 0 && m.pause > 0 {
+			time.Sleep(m.pause)
+		}
+		if s == nil {
+			var err error
+			if s, err = m.w.smtp(m.at, port, user, password); err != nil {
+				time.Sleep(time.Second)
+				continue // a message that this client does not send now, it never sends
+			}
+		}
+		subject := fmt.Sprintf("%s-%d", name, i)
+		entries := l.enter(subject, name, m.from, m.at, rcpts)
+		answers, err := s.send(m.from, rcpts, text(m.from, rcpts[0], subject))
+		if err != nil {
+			s.close()
+			s = nil
+			answers = nil
+		}
+		if l.answered(entries, answers) {
+			taken++
+		}
+	}
+	return taken
+}
+
+func (l *Ledger) enter(subject, client, from, at string, rcpts []string) (out []*attempt) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, r := range rcpts {
+		a := &attempt{subject: subject, client: client, from: from, to: r, at: at, when: time.Now()}
+		l.attempts = append(l.attempts, a)
+		out = append(out, a)
+	}
+	return out
+}
+
+func (l *Ledger) answered(entries []*attempt, answers []int) (all bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	all = len(answers) == len(entries)
+	for i := range answers {
+		entries[i].answer = answers[i]
+		all = all && answers[i] == 250
+	}
+	return all
+}
+
+// trouble notes that an office's node may have forgotten what it was told.
+func (l *Ledger) trouble(o *Office, d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.faults = append(l.faults, trouble{o.Addr, time.Now(), d})
+}
+
+// Look reads all INBOXes that can be read and checks what must hold always: no
+// message is there twice, none that was seen is gone, no UID means another one.
+func (l *Ledger) Look(offices ...*Office) {
+	for _, o := range offices {
+		if !o.Up() {
+			continue
+		}
+		b, err := l.w.Open(o.Name, false)
+		if err != nil {
+			continue
+		}
+		l.see(o, b)
+	}
+}
+
+func (l *Ledger) see(o *Office, b *Box) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	bad := func(format string, args ...any) {
+		l.w.violation("%s's INBOX: "+format, append([]any{o.Name}, args...)...)
+	}
+	if v, ok := l.validity[o.Name]; ok && v != b.UIDValidity {
+		bad("UIDVALIDITY was %d and is %d", v, b.UIDValidity)
+	}
+	l.validity[o.Name] = b.UIDValidity
+	if b.UIDNext < l.uidNext[o.Name] {
+		bad("UIDNEXT was %d and is %d", l.uidNext[o.Name], b.UIDNext)
+	}
+	l.uidNext[o.Name] = b.UIDNext
+	seen, there := map[string]imap.UID{}, map[imap.UID]bool{}
+	last := imap.UID(0)
+	for _, x := range b.Letters {
+		k := slot{o.Name, b.UIDValidity, x.UID}
+		if x.UID <= last || x.UID >= b.UIDNext {
+			bad("UID %d after %d, UIDNEXT %d", x.UID, last, b.UIDNext)
+		}
+		last, there[x.UID] = x.UID, true
+		if s, ok := l.letters[k]; ok && s != x.Subject {
+			bad("UID %d was %s and is %s", x.UID, s, x.Subject)
+		}
+		l.letters[k] = x.Subject
+		if u, ok := seen[x.Subject]; ok && isTest(x.Subject) {
+			bad("%s is there twice, UIDs %d and %d", x.Subject, u, x.UID)
+		}
+		seen[x.Subject] = x.UID
+	}
+	for k, s := range l.letters {
+		if k.office == o.Name && k.validity == b.UIDValidity && !there[k.uid] {
+			bad("%s (UID %d) was there and is gone", s, k.uid)
+			delete(l.letters, k)
+		}
+	}
+}
+
+// isTest reports whether a subject is one of our clients' (reports are not).
+func isTest(subject string) bool {
+	var c, i int
+	n, err := fmt.Sscanf(subject, "c%d-%d", &c, &i)
+	return n == 2 && err == nil
+}
+
+// Check reads everything at quiet and checks that each accepted message had
+// exactly one outcome, each refused one none, and that order was kept.
+func (l *Ledger) Check() {
+	w := l.w
+	boxes := map[string]*Box{}
+	for _, o := range w.Offices {
+		b, err := w.Open(o.Name, true)
+		if err != nil {
+			w.violation("%s's INBOX cannot be read: %v", o.Name, err)
+			return
+		}
+		l.see(o, b)
+		boxes[o.Name+"@"+Domain] = b
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	count, place := map[delivery]int{}, map[delivery]int{}
+	reports := map[delivery]int{} // failures that the sender was told of
+	for user, b := range boxes {
+		for i, x := range b.Letters {
+			if isTest(x.Subject) {
+				count[delivery{x.Subject, user}]++
+				place[delivery{x.Subject, user}] = i
+				if !x.Whole {
+					w.violation("%s in %s is not as it was sent: %q", x.Subject, user, x.Text)
+				}
+				continue
+			}
+			if !strings.Contains(x.Text, "Action: failed") {
+				continue
+			}
+			for _, a := range l.attempts {
+				if a.from == user && strings.Contains(x.Text, "Subject: "+a.subject+"\r\n") && strings.Contains(x.Text, "rfc822;"+a.to) {
+					reports[delivery{a.subject, a.to}]++
+				}
+			}
+		}
+	}
+	expected := map[delivery][2]int{} // least and most copies
+	for _, a := range l.attempts {
+		want := [2]int{0, 0}
+		switch {
+		case a.answer == 250:
+			want = [2]int{1, 1}
+		case a.answer == 0:
+			want = [2]int{0, 1}
+		}
+		to := []string{a.to}
+		if a.to == everybody {
+			to = to[:0]
+			for user := range boxes {
+				to = append(to, user)
+			}
+		}
+		for _, r := range to {
+			x := expected[delivery{a.subject, r}]
+			expected[delivery{a.subject, r}] = [2]int{max(x[0], want[0]), max(x[1], want[1])}
+		}
+	}
+	var lost []string
+	for d, want := range expected {
+		if !strings.HasSuffix(d.to, "@"+Domain) {
+			l.checkOutside(d, want, reports[d])
+			continue
+		}
+		if n := count[d]; n < want[0] {
+			lost = append(lost, fmt.Sprintf("%s to %s", d.subject, d.to))
+		} else if n > want[1] {
+			w.violation("%s to %s: %d copies, %d allowed", d.subject, d.to, n, want[1])
+		}
+		if n := reports[d]; n > 0 {
+			w.violation("%s to %s was reported failed %d times", d.subject, d.to, n)
+		}
+	}
+	if len(lost) > 0 {
+		slices.Sort(lost)
+		w.violation("%d accepted messages are lost: %s", len(lost), strings.Join(lost[:min(len(lost), 10)], ", "))
+	}
+	for d := range count {
+		if _, ok := expected[d]; !ok {
+			w.violation("nobody sent %s to %s", d.subject, d.to)
+		}
+	}
+	// Order: a client's messages to one recipient, as it had them accepted.
+	last := map[[2]string]int{}
+	for _, a := range l.attempts {
+		for user := range boxes {
+			d := delivery{a.subject, user}
+			if a.to != user && a.to != everybody || count[d] == 0 || a.answer != 250 {
+				continue
+			}
+			k := [2]string{a.client, user}
+			if p, ok := last[k]; ok && place[d] < p {
+				w.violation("%s came to %s before one of its sender that was accepted earlier", a.subject, user)
+			}
+			last[k] = max(last[k], place[d])
+		}
+	}
+}
+
+// checkOutside checks one recipient outside; want are the outcomes allowed.
+func (l *Ledger) checkOutside(d delivery, want [2]int, reports int) {
+	w := l.w
+	took := w.Outside.takings(d)
+	if strings.HasPrefix(d.to, "refuse") {
+		if reports < want[0] || reports > want[1] {
+			w.violation("%s to %s was refused outside and reported %d times", d.subject, d.to, reports)
+		}
+		return
+	}
+	if reports > 0 {
+		w.violation("%s to %s was reported failed %d times, the outside took it %d times", d.subject, d.to, reports, len(took))
+	}
+	if len(took) < want[0] {
+		w.violation("%s to %s never left (%d times offered)", d.subject, d.to, w.Outside.tries[d])
+	}
+	if len(took) > 0 && want[1] == 0 {
+		w.violation("%s to %s was refused and yet left", d.subject, d.to)
+	}
+	for _, t := range took[:max(0, len(took)-1)] {
+		if t.answered && !slices.ContainsFunc(l.faults, func(f trouble) bool {
+			return f.at == t.from && f.when.Add(f.during).After(t.at) && f.when.Before(t.at.Add(5*time.Second+f.during))
+		}) {
+			w.violation("%s to %s left again though the first time was answered", d.subject, d.to)
+		}
+	}
+}
+
+// Counts returns how many attempts were made and how many of them taken.
+func (l *Ledger) Counts() (attempts, taken int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, a := range l.attempts {
+		if a.answer == 250 {
+			taken++
+		}
+	}
+	return len(l.attempts), taken
+}

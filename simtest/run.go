@@ -1,0 +1,455 @@
+package simtest
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"posthouse/appliance/admin"
+	"posthouse/mailstore/log/simfs"
+)
+
+// Limits of the liveness phase (issue text, invariant 6).
+const (
+	agreeLimit   = 60 * time.Second // until all members agree
+	drainLimit   = 15 * time.Second // then until nothing waits for another node
+	outsideLimit = 30 * time.Minute // until nothing waits for the outside, asked to go on every half minute
+	localLimit   = time.Second      // of local mail, under network faults alone
+)
+
+// Result is what a scenario came to.
+type Result struct {
+	Plan       Plan
+	Violations []string
+	Story      []string // what happened, for people
+	Logs       []string // what each node logged in the last minute
+	Virtual    time.Duration
+	Attempts   int
+	Taken      int
+	Faults     map[Kind]int
+}
+
+// Run plays a plan in a bubble of its own: it founds the mesh, lets everything
+// happen, heals all, and checks what must hold at quiet. trace, if not nil, gets
+// the story and all logs as they happen.
+func Run(t *testing.T, p Plan, trace io.Writer) (r Result) {
+	r = Result{Plan: p, Faults: map[Kind]int{}}
+	synctest.Test(t, func(t *testing.T) {
+		before := inBubbles()
+		w := NewWorld(t, p.Offices...)
+		w.Latency, w.trace = p.Latency, trace
+		w.dice = rand.New(rand.NewPCG(p.Seed, 9))
+		began := time.Now()
+		(&player{w: w, r: &r, writes: map[string]bool{}}).play()
+		r.Virtual = time.Since(began)
+		r.Attempts, r.Taken = w.ledger.Counts()
+		if len(w.wrong) > 0 {
+			for _, o := range w.Offices {
+				for _, l := range o.logs.since(time.Now().Add(-time.Minute), 100) {
+					r.Logs = append(r.Logs, fmt.Sprintf("%s %12s %s", o.Name, l.at.Sub(w.began).Round(time.Millisecond), l.text))
+				}
+			}
+		}
+		w.Close()
+		if now := inBubbles(); now > before {
+			w.violation("%d goroutines are left of %d", now, before)
+		}
+		r.Violations, r.Story = w.wrong, w.story
+	})
+	return r
+}
+
+// inBubbles counts the goroutines of the bubbles that run.
+func inBubbles() int {
+	buf := make([]byte, 4<<20)
+	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "synctest bubble")
+}
+
+// player plays one plan.
+type player struct {
+	w  *World
+	r  *Result
+	wg sync.WaitGroup // of load and faults in hand
+
+	mu     sync.Mutex
+	writes map[string]bool // aliases whose making was answered with success
+	terms  map[uint64]string
+	masked map[string]time.Time // offices with trouble of their own: until when local mail may be late
+}
+
+func (x *player) play() {
+	w, p := x.w, x.r.Plan
+	x.terms, x.masked = map[uint64]string{}, map[string]time.Time{}
+	w.Found()
+	first := w.Offices[0]
+	for _, n := range p.Gateways {
+		if err := first.Ops().ChangeNode(Ctx(), admin.NodeChange{Name: n, Gateway: new(true)}); err != nil {
+			w.tb.Fatal(err)
+		}
+	}
+	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
+	w.note("the safety phase begins: %v", p.Kinds)
+	begin := time.Now()
+	stop, watching := make(chan struct{}), sync.WaitGroup{}
+	watching.Go(func() { x.watch(stop) })
+	for _, e := range p.Events {
+		time.Sleep(time.Until(begin.Add(e.At)))
+		x.do(e)
+	}
+	time.Sleep(time.Until(begin.Add(p.Length)))
+	x.calm()
+	close(stop)
+	watching.Wait()
+	x.quiet()
+}
+
+// run counts an event and lets f happen beside the others.
+func (x *player) run(k Kind, f func()) {
+	x.r.Faults[k]++
+	x.wg.Go(f)
+}
+
+func (x *player) do(e Event) {
+	w := x.w
+	switch e.Do {
+	case EvCut, EvHeal, EvSlow, EvLossy:
+		l := w.Heal(e.A...)
+		switch e.Do {
+		case EvCut:
+			l = w.Cut(e.A...)
+		case EvSlow:
+			l = w.Slow(e.Span, e.A...)
+		case EvLossy:
+			l = w.Lossy(float64(e.N)/100, e.A...)
+		}
+		if e.Way == "one" {
+			l.Toward(e.B...)
+		} else {
+			l.From(e.B...)
+		}
+		x.r.Faults[e.Do]++
+		return
+	case EvShut:
+		w.note("the outside is shut")
+		w.Outside.Shut()
+		x.r.Faults[e.Do]++
+		return
+	case EvOpen:
+		w.note("the outside is open")
+		w.Outside.Open()
+		return
+	}
+	o := w.Office(e.A[0])
+	switch e.Do {
+	case EvKill, EvCrashAt:
+		var mode, view int
+		fmt.Sscanf(e.Way, "%d %d", &mode, &view)
+		if !o.Up() {
+			return
+		}
+		x.mask(o, 20*time.Second)
+		if e.Do == EvKill {
+			w.ledger.trouble(o, 0)
+			x.run(e.Do, func() { o.PowerCut(simfs.Mode(mode), View(view)) })
+			return
+		}
+		x.r.Faults[e.Do]++
+		o.CrashAtOp(e.N, simfs.Mode(mode), View(view), func() {
+			w.ledger.trouble(o, 0)
+			x.mask(o, 20*time.Second)
+			time.Sleep(time.Second)
+			o.Start()
+		})
+	case EvStop:
+		if o.Up() {
+			w.ledger.trouble(o, 0)
+			x.mask(o, 40*time.Second)
+			x.run(e.Do, o.Stop)
+		}
+	case EvStart:
+		x.mask(o, 10*time.Second)
+		x.run(e.Do, o.Start)
+	case EvFailSync:
+		if o.Up() {
+			w.ledger.trouble(o, x.r.Plan.Length)
+			x.mask(o, x.r.Plan.Length)
+			o.FailSync()
+			x.r.Faults[e.Do]++
+		}
+	case EvSlowDisk:
+		x.mask(o, 2*time.Minute)
+		if e.Span > 0 {
+			x.mask(o, x.r.Plan.Length)
+			w.ledger.trouble(o, x.r.Plan.Length)
+			x.r.Faults[e.Do]++
+		}
+		o.SlowDisk(e.Span)
+	case EvFull:
+		x.mask(o, 2*time.Minute)
+		if e.N >= 0 {
+			x.mask(o, x.r.Plan.Length)
+			x.r.Faults[e.Do]++
+		}
+		o.Fill(int64(e.N))
+	case EvTransfer:
+		x.run(e.Do, func() {
+			for _, m := range w.Offices {
+				if p := m.process(); p != nil && m.Status().Master == m.Name && m != o {
+					ctx, cancel := context.WithTimeout(Ctx(), 20*time.Second)
+					w.note("the lead goes to %s: %v", o.Name, p.node.Transfer(ctx, o.Name))
+					cancel()
+					return
+				}
+			}
+		})
+	case EvMail:
+		x.run(e.Do, func() {
+			m := w.Send(e.N).From(e.A[0]).Every(e.Span)
+			if e.Way == "submission" {
+				m.By(e.A[0])
+			}
+			m.To(e.B...)
+		})
+	case EvWrite:
+		x.run(e.Do, func() { x.write(o, fmt.Sprintf("alias-%d@%s", e.N, Domain)) })
+	case EvProbe:
+		x.run(e.Do, func() { x.probe(o) })
+	}
+}
+
+// mask says that an office's local mail may be late for a while.
+func (x *player) mask(o *Office, d time.Duration) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if until := time.Now().Add(d); until.After(x.masked[o.Name]) {
+		x.masked[o.Name] = until
+	}
+}
+
+func (x *player) isMasked(o *Office) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return time.Now().Before(x.masked[o.Name])
+}
+
+// probe checks invariant 5: local mail within a second, in whatever split.
+func (x *player) probe(o *Office) {
+	p := o.process()
+	if p == nil || x.isMasked(o) || time.Since(p.began) < 10*time.Second {
+		return
+	}
+	l := x.w.ledger
+	began := time.Now()
+	taken := x.w.Send(1).From(o.Name).To(o.Name)
+	answered := time.Now()
+	if o.process() != p || x.isMasked(o) {
+		return
+	}
+	if taken != 1 {
+		x.w.violation("%s did not take local mail", o.Name)
+		return
+	}
+	time.Sleep(localLimit - time.Since(began))
+	b, err := x.w.Open(o.Name, false)
+	if o.process() != p || x.isMasked(o) {
+		return
+	}
+	if err != nil {
+		x.w.violation("%s's INBOX cannot be read: %v", o.Name, err)
+		return
+	}
+	subject := l.newest(o.Name+"@"+Domain, began)
+	for _, m := range b.Letters {
+		if m.Subject == subject {
+			return
+		}
+	}
+	x.w.violation("%s: local mail %s was not there %v after it was sent (answered after %v)", o.Name, subject, time.Since(began), answered.Sub(began))
+}
+
+// newest returns the subject of the probe that was sent to a user at a time.
+func (l *Ledger) newest(to string, at time.Time) string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for i := len(l.attempts) - 1; i >= 0; i-- {
+		if a := l.attempts[i]; a.to == to && !a.when.Before(at) {
+			return a.subject
+		}
+	}
+	return ""
+}
+
+// write asks an office for a change of the domain state. Without a majority in
+// reach, from before it asks until it has its answer, none may succeed.
+func (x *player) write(o *Office, alias string) {
+	p := o.process()
+	if p == nil {
+		return
+	}
+	w := x.w
+	quorum := func() bool { return len(w.component(o)) > len(w.Offices)/2 || len(w.Offices) == 2 }
+	ctx, cancel := context.WithTimeout(Ctx(), 30*time.Second)
+	defer cancel()
+	could := quorum()
+	done := make(chan error, 1)
+	go func() {
+		_, err := p.node.CreateAlias(ctx, admin.Alias{Address: alias, Target: o.Name + "@" + Domain})
+		done <- err
+	}()
+	var err error
+	for waiting := true; waiting; {
+		select {
+		case err = <-done:
+			waiting = false
+		case <-time.After(100 * time.Millisecond):
+			could = could || quorum()
+		}
+	}
+	if err != nil {
+		return
+	}
+	if !could && !quorum() {
+		w.violation("%s wrote domain state without a majority in reach", o.Name)
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.writes[alias] = true
+}
+
+// watch looks at all nodes every few seconds: masters, and now and then INBOXes.
+func (x *player) watch(stop chan struct{}) {
+	for i := 0; ; i++ {
+		select {
+		case <-stop:
+			return
+		case <-time.After(5 * time.Second):
+		}
+		for _, o := range x.w.Offices {
+			if s := o.Status(); s.Master == o.Name && s.Master != "" {
+				x.mu.Lock()
+				if was, ok := x.terms[s.Term]; ok && was != o.Name {
+					x.w.violation("%s and %s are both master of term %d", was, o.Name, s.Term)
+				}
+				x.terms[s.Term] = o.Name
+				x.mu.Unlock()
+			}
+		}
+		if i%6 == 5 {
+			x.w.ledger.Look(x.w.Offices[i/6%len(x.w.Offices)])
+		}
+	}
+}
+
+// calm ends all faults.
+func (x *player) calm() {
+	w := x.w
+	w.note("the faults end")
+	w.HealAll()
+	w.Outside.Open()
+	for _, o := range w.Offices {
+		o.crashAt.Store(0)
+		o.failSync.Store(false)
+		if o.full {
+			o.Fill(-1)
+		}
+		if o.syncTime != 0 {
+			o.SlowDisk(0)
+		}
+	}
+	for _, o := range w.Offices {
+		x.wg.Go(o.Start)
+	}
+	x.wg.Wait() // load that is under way ends; nothing new comes
+	for _, o := range w.Offices {
+		o.Start()
+	}
+}
+
+// quiet is the liveness phase and the last look.
+func (x *player) quiet() {
+	w := x.w
+	took, ok := w.within(agreeLimit, w.whole)
+	w.note("all members agree after %v", took)
+	if !ok {
+		w.explain()
+		w.violation("the members do not agree %v after all faults ended", took)
+		if took, ok = w.within(10*time.Minute, w.whole); !ok {
+			return
+		}
+		w.note("they agree after %v more", took)
+	}
+	took, ok = w.within(drainLimit, w.drained)
+	w.note("nothing waits for a node after %v", took)
+	if !ok {
+		w.explain()
+		w.violation("mail still waits for a node %v after all members agreed", took)
+		took, ok = w.within(10*time.Minute, w.drained)
+		w.note("nothing waits for a node after %v more: %v", took, ok)
+	}
+	if _, ok = w.within(10*time.Second, w.Equal); !ok {
+		w.violation("the copies of the domain state differ")
+	}
+	for _, o := range w.Offices {
+		aliases, err := o.Ops().Aliases(Ctx())
+		if err != nil {
+			w.violation("%s: aliases: %v", o.Name, err)
+			continue
+		}
+		there := map[string]bool{}
+		for _, a := range aliases {
+			there[a.Address] = true
+		}
+		for a := range x.writes {
+			if !there[a] {
+				w.violation("%s does not know %s, whose making was answered", o.Name, a)
+			}
+		}
+	}
+	began, asked := time.Now(), time.Time{}
+	_, ok = w.within(outsideLimit, func() bool {
+		if time.Since(asked) > 30*time.Second {
+			asked = time.Now()
+			for _, o := range w.Offices {
+				if _, err := o.Ops().QueueRetry(Ctx(), admin.QueueAction{All: true}); err != nil {
+					w.violation("%s: retry: %v", o.Name, err)
+				}
+			}
+		}
+		for _, o := range w.Offices {
+			if o.Status().QueueOutside > 0 {
+				return false
+			}
+		}
+		return w.drained()
+	})
+	if !ok {
+		w.explain()
+		w.violation("mail still waits %v after all is well", time.Since(began))
+	}
+	for _, o := range w.Offices {
+		if n := o.Status().QueueHeld; n > 0 {
+			w.violation("%s holds %d recipients' mail", o.Name, n)
+		}
+	}
+	time.Sleep(2 * time.Second)
+	w.ledger.Check()
+}
+
+// drained reports whether nothing waits for a node or a mailbox anywhere.
+func (w *World) drained() bool {
+	for _, o := range w.Offices {
+		for _, m := range o.Status().Members {
+			if m.Queue > 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
