@@ -376,6 +376,7 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 	for i, am := range accepts {
 		q.fresh[t.First()+1+uint64(i)] = am
 	}
+	q.follow(underway{n: n, t: t, fresh: numbers(t, len(accepts))})
 	q.mu.Unlock()
 	// Applied before the next look at what is owed.
 	if err := t.Applied(ctx); err != nil {

@@ -157,12 +157,8 @@ func (q *Queue) settle(ctx context.Context, n legName, decide func(time.Duration
 		case !errors.Is(err, errBusy):
 			return err
 		}
-		select {
-		case <-wake:
-		case <-q.j.Done(): // nothing is applied any more
-			return q.j.Err()
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := q.waitFor(ctx, wake); err != nil {
+			return err
 		}
 	}
 }
@@ -178,12 +174,8 @@ func (q *Queue) applied(ctx context.Context, n legName) error {
 		}
 		wake := d.wake
 		q.mu.Unlock()
-		select {
-		case <-wake:
-		case <-q.j.Done(): // nothing is applied any more
-			return q.j.Err()
-		case <-ctx.Done():
-			return context.Cause(ctx)
+		if err := q.waitFor(ctx, wake); err != nil {
+			return err
 		}
 	}
 }
@@ -341,6 +333,7 @@ func (q *Queue) Release(ctx context.Context, out *transport.Leg, rcpts []int, ga
 	}
 	q.busy[legName{out.Dest, out.Seq}]++
 	t := q.j.Append(log.Entry{Kind: log.KindLeg, Meta: b})
+	q.follow(underway{n: legName{out.Dest, out.Seq}, t: t})
 	q.mu.Unlock()
 	return t.Applied(ctx)
 }

@@ -133,6 +133,10 @@ type Queue struct {
 	swept   int64                  // day up to which old ids were forgotten
 	finals  map[mesh.NodeID]map[legName]struct{}
 	kept    map[mesh.NodeID]map[legName]struct{}
+
+	underway []underway // in the log's order
+	ended    bool       // Run has: nobody looks after records any more
+	news     chan struct{}
 }
 
 // legName names a leg on this node.
@@ -145,7 +149,7 @@ type legName struct {
 func New(j *journal.Journal, d Deps) *Queue {
 	q := &Queue{
 		j: j, d: d, policy: d.Policy.withDefaults(),
-		kick: make(chan struct{}, 1), chore: make(chan struct{}, 1),
+		kick: make(chan struct{}, 1), chore: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		rnd:   &lockedRand{r: d.Rand},
 		dests: map[transport.Destination]*dest{}, fresh: map[uint64]*acceptMeta{}, last: map[legName]*row{},
 		busy: map[legName]int{}, owed: map[legName]struct{}{},
@@ -207,6 +211,7 @@ func (q *Queue) accept(ctx context.Context, m *Message, legs []Leg, meta acceptM
 	}
 	t := q.j.Append(log.Entry{Kind: log.KindAccept, Meta: b, Body: m.Body})
 	q.fresh[t.First()] = &meta
+	q.follow(underway{t: t, fresh: []uint64{t.First()}})
 	return t, nil
 }
 
@@ -237,6 +242,7 @@ func (q *Queue) Run(ctx context.Context) error {
 		return fmt.Errorf("queue: %w", err)
 	}
 	wg.Go(func() { q.clerk(ctx) })
+	wg.Go(func() { q.refused(ctx) })
 	q.poke(q.chore)
 	timer := time.NewTimer(0)
 	defer timer.Stop()

@@ -215,7 +215,7 @@ func (q *Queue) record(n legName, r *row, cs []change) {
 		return
 	}
 	q.busy[n]++
-	q.j.Append(log.Entry{Kind: log.KindLeg, Meta: b})
+	q.follow(underway{n: n, t: q.j.Append(log.Entry{Kind: log.KindLeg, Meta: b}), again: b})
 }
 
 // carry runs the carrier of one destination once.

@@ -1,0 +1,55 @@
+package queue
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"posthouse/transport"
+)
+
+// While the disk is full the answers of other nodes cannot be recorded. The
+// queue keeps them, and goes on when there is room.
+func TestAnAnswerThatAFullDiskRefusedIsRecordedLater(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		offers := 0
+		w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
+			offers++
+			w.disk.FS.SetFree(0)
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered, Code: 250})
+		}))
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(time.Minute)
+		w.disk.FS.SetFree(-1)
+		time.Sleep(time.Minute)
+		want(t, w.left(), "")
+		want(t, offers, 1)
+		w.crash()
+	})
+}
+
+// A leg whose record is on its way to a slow disk starts no carry: a carry that
+// finds nothing to do would be started again at once, for ever.
+func TestALegWhoseRecordIsOnItsWayStartsNoCarry(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		carries := 0
+		w.carry(toPlzen, func(ctx ctx, d transport.Destination, s transport.Source) error {
+			carries++
+			l, err := s.Next(ctx)
+			if err != nil {
+				return err
+			}
+			s.Finish(l, all(len(l.Rcpts), transport.Result{Outcome: transport.Deferred, Code: 450}))
+			return nil
+		})
+		w.disk.FS.SetSyncTime(5 * time.Second)
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(20 * time.Second)
+		want(t, carries, 1)
+		w.crash()
+	})
+}
