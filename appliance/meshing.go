@@ -140,7 +140,10 @@ func (n *Node) membership(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	stop := e.Watch(func(election.State) { n.refreshView() })
+	stop := e.Watch(func(s election.State) {
+		n.refreshView()
+		n.logMaster(s)
+	})
 	defer stop()
 	n.mu.Lock()
 	n.election = e
@@ -167,6 +170,21 @@ func (n *Node) membership(ctx context.Context) error {
 	// The goodbye comes after the lead was handed over.
 	defer n.farewell()
 	return e.Run(ctx)
+}
+
+// logMaster writes a line when another node leads, or none.
+func (n *Node) logMaster(s election.State) {
+	n.mu.Lock()
+	same := n.ledBy == s.Master && (s.Master == 0 || n.ledIn == s.Authority.Term)
+	n.ledBy, n.ledIn = s.Master, s.Authority.Term
+	n.mu.Unlock()
+	switch {
+	case same:
+	case s.Master == 0:
+		n.part("election").Warn("no master", "term", s.Authority.Term, "reached", s.Reached, "needs", s.Needs)
+	default:
+		n.part("election").Info("master", "name", n.nodeName(s.Master), "term", s.Authority.Term, "generation", s.Authority.Generation)
+	}
 }
 
 // elected returns the election, nil before the node is a member.

@@ -72,6 +72,8 @@ type Node struct {
 
 	mu       sync.Mutex // guards what follows
 	election *election.Election
+	ledBy    mesh.NodeID // as last logged
+	ledIn    uint64
 	progress []string // of a join
 	joinStop context.CancelFunc
 	member   bool

@@ -145,7 +145,7 @@ func (n *Node) meshConditions(s *admin.Status, homeless []queue.DestRow) (out []
 		add(health.Condition{Name: "mesh.damaged", Severity: health.Warning, Since: n.began.UTC(), Text: sentence("this node's copy of the domain state was damaged and is fetched again from the master: " + es.Damaged), Next: "Look after the disk; posthouse store verify, with the node stopped, names the places."})
 	}
 	if len(es.Forked) > 0 {
-		add(health.Condition{Name: "mesh.forked", Severity: health.Warning, Since: s.AsOf, Text: fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", len(es.Forked)), Next: "See posthouse mesh forked, and make again what is still wanted."})
+		add(health.Condition{Name: "mesh.forked", Severity: health.Warning, Since: s.AsOf, Text: forkedText(len(es.Forked)), Next: "See posthouse mesh forked, and make again what is still wanted."})
 	}
 	return out
 }
@@ -163,6 +163,13 @@ func (n *Node) refusedByAll() bool {
 		refused = refused || p.Refused
 	}
 	return refused
+}
+
+func forkedText(n int) string {
+	if n == 1 {
+		return "One change of an earlier lineage does not hold any more."
+	}
+	return fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", n)
 }
 
 // spoken prints a duration as a person says it.
