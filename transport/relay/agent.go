@@ -49,6 +49,9 @@ func (r *Relay) every() {
 
 // PeerUp tells that a node can be reached now.
 func (r *Relay) PeerUp(n mesh.NodeID) {
+	r.mu.Lock()
+	delete(r.shunned, n)
+	r.mu.Unlock()
 	if slices.Contains(r.d.Gateway.Origins(), n) {
 		r.see(n, 0)
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"time"
 
 	"posthouse/mesh"
 	"posthouse/transport"
@@ -22,15 +23,48 @@ func (r *Relay) Carry(ctx context.Context, dest transport.Destination, src trans
 		return r.carry(ctx, dest.Node, false, src)
 	}
 	err := ErrNoGateway
-	for _, g := range r.d.Gateways() {
+	for _, g := range r.gateways() {
 		s, e := r.open(ctx, g)
 		if e != nil {
 			err = e
 			continue
 		}
-		return r.carryOn(ctx, s, true, src)
+		if err = r.carryOn(ctx, s, true, src); err != nil && ctx.Err() == nil {
+			r.shun(g)
+		}
+		return err
 	}
 	return err
+}
+
+// shunFor is longer than the link takes to notice that a node has died.
+const shunFor = 15 * time.Second
+
+// shun lets the other gateways go before one that has failed us, until it is
+// heard of again: the next attempt comes before the link knows that it is dead.
+func (r *Relay) shun(g mesh.NodeID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.shunned[g] = time.Now().Add(shunFor)
+}
+
+// gateways returns whom to offer outside legs to, best first.
+func (r *Relay) gateways() []mesh.NodeID {
+	gs := slices.Clone(r.d.Gateways())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	slices.SortStableFunc(gs, func(a, b mesh.NodeID) int {
+		x, y := now.Before(r.shunned[a]), now.Before(r.shunned[b])
+		switch {
+		case x == y:
+			return 0
+		case x:
+			return 1
+		}
+		return -1
+	})
+	return gs
 }
 
 func (r *Relay) carry(ctx context.Context, node mesh.NodeID, offer bool, src transport.Source) error {

@@ -98,6 +98,8 @@ type Relay struct {
 	mu    sync.Mutex
 	todo  map[mesh.NodeID]time.Duration // origins to be seen: the age from which kept legs are asked for
 	doing map[mesh.NodeID]bool
+	// Gateways that failed us, until when the others go first.
+	shunned map[mesh.NodeID]time.Time
 }
 
 // New returns a relay; Run it for the gateway's part.
@@ -105,7 +107,7 @@ func New(d Deps) *Relay {
 	if d.Logger == nil {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
-	r := &Relay{d: d, kick: make(chan struct{}, 1), todo: map[mesh.NodeID]time.Duration{}, doing: map[mesh.NodeID]bool{}}
+	r := &Relay{d: d, kick: make(chan struct{}, 1), todo: map[mesh.NodeID]time.Duration{}, doing: map[mesh.NodeID]bool{}, shunned: map[mesh.NodeID]time.Time{}}
 	if r.d.Trace == nil {
 		r.d.Trace = r.trace
 	}
