@@ -24,6 +24,7 @@ const (
 	callTransfer = "transfer"    // hand the lead over: the master does
 	callWithdraw = "withdraw"    // take a node's vote before it is revoked: the master does
 	callHello    = "hello"       // a sign of life
+	callStanding = "standing"    // how the asking node stands with this one: see witness
 
 	maxCall   = 2 << 20 // bytes of a request or an answer
 	callLimit = 15 * time.Second
@@ -163,6 +164,8 @@ func (n *Node) serveCall(ctx context.Context, peer mesh.NodeID, c *call) ([]byte
 	switch {
 	case c.What == callHello:
 		return nil, nil
+	case c.What == callStanding:
+		return n.witness.standing(peer)
 	case c.What == callSign:
 		return n.certs.sign(peer, c.Body)
 	case e == nil:
@@ -200,6 +203,10 @@ func (r raftNetwork) Accept(ctx context.Context) (net.Conn, mesh.NodeID, error) 
 	c, err := r.l.Accept(ctx)
 	if err != nil {
 		return nil, 0, err
+	}
+	if r.n.witness.suspect(c.Peer()) {
+		c.Close() // it has forgotten what it voted
+		return r.Accept(ctx)
 	}
 	return c, c.Peer(), nil
 }

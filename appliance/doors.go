@@ -55,6 +55,15 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 		Login: n.imapLogin, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, MaxMessage: n.maxMessage, TLS: mailTLS, Log: n.part("imapd"),
 	})
 	g.run("sessions", func(ctx context.Context) error { return n.endSessions(ctx, imap.EndUser) })
+	n.mu.Lock()
+	n.cutSessions = func() {
+		for _, u := range n.state.Users() {
+			if u.Home == n.id {
+				imap.EndUser(u.ID.String(), "the mailboxes were renewed")
+			}
+		}
+	}
+	n.mu.Unlock()
 	drain = func() {
 		ctx, cancel := context.WithTimeout(context.Background(), drainLimit)
 		defer cancel()

@@ -46,6 +46,7 @@ func (n *Node) buildGossip(heard func()) (err error) {
 			if e.Node == n.id {
 				return
 			}
+			n.witness.heard(e)
 			if e.Status == gossip.Alive {
 				n.link.Hint(e.Node)
 			}
@@ -56,7 +57,7 @@ func (n *Node) buildGossip(heard func()) (err error) {
 }
 
 func (n *Node) tags() gossip.Tags {
-	return gossip.Tags{Version: n.version, State: *n.phase.Load(), Boot: n.rec.get().Boots}
+	return gossip.Tags{Version: n.version, State: *n.phase.Load(), Boot: n.boots, Digests: map[string]uint64{logDigest: n.journal.Applied()}}
 }
 
 // tell spreads what this node says of itself.

@@ -23,15 +23,17 @@ import (
 
 // buildLink prepares the one UDP socket's endpoint.
 func (n *Node) buildLink(socket net.PacketConn) (err error) {
+	n.witness = newWitness(n)
 	n.link, err = link.New(link.Config{}, link.Deps{
 		Conn: socket, Identity: n.key, Random: n.env.Random, Log: n.part("link"),
 		Facts: func() link.Facts {
-			f := link.Facts{BootCount: n.rec.get().Boots, LogEnd: n.journal.Applied()}
+			f := link.Facts{BootCount: n.boots, LogEnd: n.journal.Applied()}
 			if ls := n.state.Lineages(); len(ls) > 0 {
 				f.Lineage = append(ls[len(ls)-1].ID[:], byte(ls[len(ls)-1].Generation))
 			}
 			return f
 		},
+		Meet: n.witness.meet,
 		Learned: func(id mesh.NodeID, at netip.AddrPort) {
 			n.rec.change(func(r *record) {
 				next := map[mesh.NodeID]netip.AddrPort{id: at}
@@ -73,6 +75,7 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 			return context.Cause(ctx)
 		}
 	}
+	up := make(chan mesh.NodeID, 256)
 	stopState := n.state.Watch(func(c domain.Change) {
 		poke(changed)
 		if e := n.elected(); e != nil && c.Parts&domain.Nodes != 0 {
@@ -87,12 +90,18 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 		if e.Up {
 			n.queue.PeerUp(e.Peer)
 			n.relay.PeerUp(e.Peer)
+			select {
+			case up <- e.Peer:
+			default: // others will say it too
+			}
 		}
 		n.gossip.SetPeerUp(e.Peer, e.Up)
 		poke(changed)
 		poke(news)
 	})
 	g.run("watchers", func(ctx context.Context) error { <-ctx.Done(); stopState(); stopLink(); return nil })
+	g.run("witness", n.witness.run)
+	g.run("vet", func(ctx context.Context) error { return n.vet(ctx, up) })
 	g.run("detours", func(ctx context.Context) error { return n.detours(ctx, news) })
 	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })
 	g.run("mailboxes", func(ctx context.Context) error { return n.homes(ctx, homes) })
@@ -135,6 +144,7 @@ func (n *Node) membership(ctx context.Context) error {
 	defer l.Close()
 	e, err := election.New(election.Config{Self: n.id, TakeBack: time.Duration(n.cfg.TakeBack)}, election.Deps{
 		Machine: n.state, Storage: storage, Network: raftNetwork{n, l}, Forward: forwarder{n}, Members: n.voters,
+		Trusted: func(id mesh.NodeID) bool { return !n.witness.suspect(id) },
 		Reached: n.reached, Since: n.commandsSince, Rand: n.env.Random, Logger: n.part("election"),
 	})
 	if err != nil {

@@ -51,6 +51,7 @@ type Node struct {
 	rec   *keeper
 	key   *identity.Key
 	id    mesh.NodeID
+	boots uint64 // this start's number
 	state *domain.Machine
 	check *login.Checker
 	dir   *directory
@@ -69,6 +70,10 @@ type Node struct {
 	gossipDoor *link.Listener
 	// parting says that the node stops because it was asked to.
 	parting atomic.Bool
+	witness *witness
+	// vetted is closed when a peer has said that this node may serve.
+	vetted     chan struct{}
+	vettedOnce func()
 
 	mu       sync.Mutex // guards what follows
 	election *election.Election
@@ -77,8 +82,12 @@ type Node struct {
 	progress []string // of a join
 	joinStop context.CancelFunc
 	member   bool
-	startup  chan struct{} // closed once the member part may start
-	restored chan struct{} // closed once the state is what it was at the last stop
+	// reconciling: this node was found to be rolled back, and is not taken in yet.
+	reconciling bool
+	// cutSessions cuts all IMAP sessions: their mailboxes have changed.
+	cutSessions func()
+	startup     chan struct{} // closed once the member part may start
+	restored    chan struct{} // closed once the state is what it was at the last stop
 }
 
 // Limits of a stop: the whole of it stays below what systemd allows.
@@ -93,6 +102,8 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
+	n.vetted = make(chan struct{})
+	n.vettedOnce = sync.OnceFunc(func() { close(n.vetted) })
 	n.log = env.Logger.With("node", cfg.Name)
 	n.env.Files = twofold{env.Files, n.mended}
 	n.board = health.New(n.live.send)
@@ -214,6 +225,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.runMesh(ctx, n.meshes); err != nil {
 		return asked(err)
 	}
+	n.waitVetted(ctx)
 
 	carriers := newGroup(fail)
 	defer carriers.stop()

@@ -32,6 +32,8 @@ type record struct {
 	Learned map[mesh.NodeID]netip.AddrPort `json:"learned,omitempty"`
 	Doors   map[string][]string            `json:"doors,omitempty"`
 	Domain  string                         `json:"domain,omitempty"`
+	// Seen is how far each peer was: see witness.
+	Seen map[mesh.NodeID]seen `json:"seen,omitempty"`
 }
 
 // keeper reads and writes the record.

@@ -21,6 +21,9 @@ func (n *Node) buildRelay() {
 	n.relay = relay.New(relay.Deps{
 		Self: n.id,
 		Dial: func(ctx context.Context, to mesh.NodeID, service string) (net.Conn, error) {
+			if n.witness.suspect(to) {
+				return nil, errors.New("it runs on an older copy of its disk; mail waits until it was taken in again")
+			}
 			c, err := n.link.Dial(ctx, to, service, link.Bulk)
 			if err != nil {
 				return nil, err
@@ -77,6 +80,10 @@ func (n *Node) serveRelay(ctx context.Context) error {
 				return nil
 			}
 			return err
+		}
+		if n.witness.suspect(c.Peer()) {
+			c.Close()
+			continue
 		}
 		g.run("relay stream", func(ctx context.Context) error {
 			if err := n.relay.Serve(ctx, c.Peer(), c); err != nil {

@@ -19,6 +19,7 @@ func (n *Node) openSelf(ctx context.Context) error {
 	if err := n.patiently(ctx, n.rec.boot); err != nil {
 		return err
 	}
+	n.boots = n.rec.get().Boots
 	file := filepath.Join(n.cfg.Data, "node.key")
 	first, second := identity.Check(file)
 	created := false

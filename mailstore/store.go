@@ -162,11 +162,15 @@ func (s *Store) Mailboxes(f func(mesh.MailboxID) bool) error {
 // Renew gives every folder of every mailbox a new UIDVALIDITY, larger than any
 // that it had, even one that a lost end of the log gave it. Whoever finds that
 // the log lost its end calls it before clients are served.
-func (s *Store) Renew(ctx context.Context) error {
+func (s *Store) Renew(ctx context.Context) error { return s.RenewAt(ctx, 0) }
+
+// RenewAt is Renew for a store that may have been renewed before and forgotten
+// it: the epoch, of which Renew takes the next, is at least the given one.
+func (s *Store) RenewAt(ctx context.Context, epoch uint32) error {
 	if err := s.loadEpoch(); err != nil {
 		return err
 	}
-	meta := encode(mailboxRecord{Version: recordVersion, Op: opRenew, Epoch: s.epoch.Load() + 1})
+	meta := encode(mailboxRecord{Version: recordVersion, Op: opRenew, Epoch: max(s.epoch.Load()+1, epoch)})
 	return s.j.Append(log.Entry{Kind: log.KindMailbox, Meta: meta}).Applied(ctx)
 }
 

@@ -22,6 +22,7 @@ const (
 	KindUpdateNode    Kind = 12
 	KindReplaceNode   Kind = 13
 	KindReportVersion Kind = 14
+	KindRenewNode     Kind = 15
 	KindCreateUser    Kind = 20
 	KindUpdateUser    Kind = 21
 	KindDeleteUser    Kind = 22
@@ -62,6 +63,7 @@ var kinds = map[Kind]kindInfo{
 	KindUpdateNode:    {"update node", 1, func() Body { return new(UpdateNode) }},
 	KindReplaceNode:   {"replace node", 1, func() Body { return new(ReplaceNode) }},
 	KindReportVersion: {"report version", 1, func() Body { return new(ReportVersion) }},
+	KindRenewNode:     {"renew node", 1, func() Body { return new(RenewNode) }},
 	KindCreateUser:    {"create user", 1, func() Body { return new(CreateUser) }},
 	KindUpdateUser:    {"update user", 1, func() Body { return new(UpdateUser) }},
 	KindDeleteUser:    {"delete user", 1, func() Body { return new(DeleteUser) }},
@@ -195,6 +197,9 @@ func (m *Machine) Prepare(command []byte, from mesh.NodeID, now time.Time) ([]by
 	}
 	if v, ok := c.Body.(*ReportVersion); ok && v.Node != from {
 		return nil, no(Invalid, "a node reports its own version only").Err()
+	}
+	if v, ok := c.Body.(*RenewNode); ok && v.Node != from {
+		return nil, no(Invalid, "a node renews itself only").Err()
 	}
 	c.Via, c.At = from, TimeOf(now)
 	return c.Encode(), nil

@@ -383,3 +383,27 @@ func (b *ReportVersion) apply(s *state, c *Command) (Result, string) {
 	}
 	return Result{Node: b.Node}, fmt.Sprintf("node %s runs %s", old.Name, b.Version)
 }
+
+// RenewNode is what a node says that was found to run on an older image of its
+// disk, when it has put itself in order.
+type RenewNode struct {
+	Node        mesh.NodeID `cbor:"1,keyasint"`
+	Incarnation uint64      `cbor:"2,keyasint"` // a lower one than the present changes nothing
+}
+
+func (*RenewNode) kind() Kind    { return KindRenewNode }
+func (*RenewNode) check() Result { return Result{} }
+
+func (b *RenewNode) apply(s *state, c *Command) (Result, string) {
+	old := s.nodes[b.Node]
+	if old == nil || !old.Member() {
+		return no(NotFound, "node %s is not a member", b.Node), ""
+	}
+	if b.Incarnation > old.Incarnation {
+		n := *old
+		n.Incarnation = b.Incarnation
+		s.nodes[n.ID] = &n
+		s.changed |= Nodes
+	}
+	return Result{Node: b.Node}, fmt.Sprintf("node %s began anew from an older image of its disk", old.Name)
+}

@@ -80,6 +80,9 @@ type Node struct {
 	Level   uint32 `cbor:"15,keyasint"`
 	// ReplacedBy is the node that took over the homes, or 0.
 	ReplacedBy mesh.NodeID `cbor:"16,keyasint,omitempty"`
+	// Incarnation grows when the node was restored from an older image of its
+	// disk and has begun anew: what was known of it before does not count.
+	Incarnation uint64 `cbor:"17,keyasint,omitempty"`
 }
 
 // Member reports whether the node is admitted now.

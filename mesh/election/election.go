@@ -88,6 +88,9 @@ type Deps struct {
 	Members func() []Member
 	// Reached reports whether a node can be reached now; for sentences only.
 	Reached func(mesh.NodeID) bool
+	// Trusted reports whether a node's vote may be asked for: not that of one
+	// which has forgotten what it voted. Nil trusts all.
+	Trusted func(mesh.NodeID) bool
 	// Since returns the journal after an index, for the list of what a fork
 	// leaves behind.
 	Since  func(index uint64) []Command
@@ -177,6 +180,9 @@ func New(cfg Config, d Deps) (*Election, error) {
 	def(&cfg.Patience, 10*time.Second)
 	if d.Reached == nil {
 		d.Reached = func(mesh.NodeID) bool { return false }
+	}
+	if d.Trusted == nil {
+		d.Trusted = func(mesh.NodeID) bool { return true }
 	}
 	if d.Since == nil {
 		d.Since = func(uint64) []Command { return nil }

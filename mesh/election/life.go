@@ -74,7 +74,7 @@ func (e *Election) open() (*life, error) {
 	l.streams = newStreams(e)
 	inner := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: l.streams, MaxPool: 3, Timeout: raftTimeout, Logger: newHclog(e.log),
 		MsgpackUseNewTimeFormat: true}) // fixed for ever: mixed settings do not understand each other
-	l.trans = newGuarded(inner)
+	l.trans = newGuarded(inner, e.d.Trusted)
 	return l, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -446,4 +447,56 @@ func (s *MemStorage) setAside() error {
 	defer s.mu.Unlock()
 	s.now = nil
 	return nil
+}
+
+// Copy returns what a copy of the disk would hold now: for tests of a node that
+// is restored from it. The node must not run.
+func (s *MemStorage) Copy() (*MemStorage, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := NewMemStorage()
+	for k, v := range s.values {
+		c.values[k] = v
+	}
+	if s.now == nil {
+		return c, nil
+	}
+	c.now = &memStores{log: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+	c.now.at.at = s.now.at.get()
+	first, _ := s.now.log.FirstIndex()
+	last, _ := s.now.log.LastIndex()
+	for i := first; i != 0 && i <= last; i++ {
+		var e raft.Log
+		if err := s.now.log.GetLog(i, &e); err != nil {
+			return nil, fmt.Errorf("copy entry %d: %w", i, err)
+		}
+		if err := c.now.log.StoreLog(&e); err != nil {
+			return nil, fmt.Errorf("copy entry %d: %w", i, err)
+		}
+	}
+	for _, k := range []string{"CurrentTerm", "LastVoteTerm"} { // Raft's own keys
+		if v, err := s.now.log.GetUint64([]byte(k)); err == nil {
+			c.now.log.SetUint64([]byte(k), v)
+		}
+	}
+	if v, err := s.now.log.Get([]byte("LastVoteCand")); err == nil {
+		c.now.log.Set([]byte("LastVoteCand"), v)
+	}
+	metas, err := s.now.snaps.List()
+	if err != nil || len(metas) == 0 {
+		return c, err
+	}
+	m, r, err := s.now.snaps.Open(metas[0].ID)
+	if err != nil {
+		return nil, fmt.Errorf("copy snapshot: %w", err)
+	}
+	defer r.Close()
+	sink, err := c.now.snaps.Create(m.Version, m.Index, m.Term, m.Configuration, m.ConfigurationIndex, nil)
+	if err != nil {
+		return nil, fmt.Errorf("copy snapshot: %w", err)
+	}
+	if _, err := io.Copy(sink, r); err != nil {
+		return nil, fmt.Errorf("copy snapshot: %w", err)
+	}
+	return c, sink.Close()
 }

@@ -187,16 +187,17 @@ func (e *Election) welcome(ctx context.Context, c net.Conn, from mesh.NodeID) er
 // all that the leader has. Else two halves of a majority could forget together.
 type guarded struct {
 	*raft.NetworkTransport
-	mute atomic.Bool
-	rpc  chan raft.RPC
-	quit chan struct{}
-	wg   sync.WaitGroup
+	mute    atomic.Bool
+	trusted func(mesh.NodeID) bool
+	rpc     chan raft.RPC
+	quit    chan struct{}
+	wg      sync.WaitGroup
 }
 
 var errMute = errors.New("this node does not vote until it has caught up again")
 
-func newGuarded(t *raft.NetworkTransport) *guarded {
-	g := &guarded{NetworkTransport: t, rpc: make(chan raft.RPC), quit: make(chan struct{})}
+func newGuarded(t *raft.NetworkTransport, trusted func(mesh.NodeID) bool) *guarded {
+	g := &guarded{NetworkTransport: t, trusted: trusted, rpc: make(chan raft.RPC), quit: make(chan struct{})}
 	g.wg.Go(func() {
 		for {
 			select {
@@ -224,18 +225,31 @@ func newGuarded(t *raft.NetworkTransport) *guarded {
 // Consumer implements raft.Transport.
 func (g *guarded) Consumer() <-chan raft.RPC { return g.rpc }
 
-// RequestVote implements raft.Transport.
-func (g *guarded) RequestVote(id raft.ServerID, at raft.ServerAddress, a *raft.RequestVoteRequest, r *raft.RequestVoteResponse) error {
+var errForgot = errors.New("that node has forgotten what it voted")
+
+// mayAsk says whether a vote may be asked for, and of this node.
+func (g *guarded) mayAsk(of raft.ServerID) error {
 	if g.mute.Load() {
 		return errMute
+	}
+	if id, err := mesh.ParseNodeID(string(of)); err == nil && !g.trusted(id) {
+		return errForgot
+	}
+	return nil
+}
+
+// RequestVote implements raft.Transport.
+func (g *guarded) RequestVote(id raft.ServerID, at raft.ServerAddress, a *raft.RequestVoteRequest, r *raft.RequestVoteResponse) error {
+	if err := g.mayAsk(id); err != nil {
+		return err
 	}
 	return g.NetworkTransport.RequestVote(id, at, a, r)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (g *guarded) RequestPreVote(id raft.ServerID, at raft.ServerAddress, a *raft.RequestPreVoteRequest, r *raft.RequestPreVoteResponse) error {
-	if g.mute.Load() {
-		return errMute
+	if err := g.mayAsk(id); err != nil {
+		return err
 	}
 	return g.NetworkTransport.RequestPreVote(id, at, a, r)
 }

@@ -128,6 +128,9 @@ type Facts struct {
 	BootCount uint64 // starts of this node, kept by it
 	LogEnd    uint64 // end of its message log when asked
 	Lineage   []byte // opaque: lineage and generation; at most 64 bytes
+	// Boot is random and new at each start. It is filled in by link, and only
+	// in what Meet is given.
+	Boot [16]byte
 }
 
 // Deps is what an Endpoint stands on. Funcs that are nil are not called.

@@ -207,7 +207,7 @@ func (e *Endpoint) meet(p *peer, h *hello) error {
 		return refusal{fmt.Errorf("this key belongs to node %v, not %v", p.id, h.Node)}
 	}
 	if e.deps.Meet != nil {
-		if err := e.deps.Meet(p.id, Facts{BootCount: h.BootCount, LogEnd: h.LogEnd, Lineage: h.Lineage}); err != nil {
+		if err := e.deps.Meet(p.id, Facts{BootCount: h.BootCount, LogEnd: h.LogEnd, Lineage: h.Lineage, Boot: [16]byte(h.Nonce)}); err != nil {
 			return refusal{err}
 		}
 	}

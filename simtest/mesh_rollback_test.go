@@ -1,0 +1,201 @@
+package simtest
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"posthouse/mailstore/kv"
+	"posthouse/mailstore/log/simfs"
+	"posthouse/mesh/election"
+)
+
+// image is a copy of all of a stopped office's disk.
+type image struct {
+	disk  *simfs.FS
+	votes *election.MemStorage
+	files map[string][]byte
+}
+
+func (o *Office) image(t *testing.T) image {
+	t.Helper()
+	votes, err := o.votes.Copy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	i := image{o.disk.Copy(), votes, map[string][]byte{}}
+	names, err := os.ReadDir(o.cfg.Data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range names {
+		if f.IsDir() {
+			continue
+		}
+		if i.files[f.Name()], err = os.ReadFile(filepath.Join(o.cfg.Data, f.Name())); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return i
+}
+
+func (o *Office) restore(t *testing.T, i image) {
+	t.Helper()
+	o.w.note("%s is restored from an image", o.Name)
+	votes, err := i.votes.Copy()
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.votes, o.view = votes, &kv.Memory{} // without a view: it is made anew from the log
+	o.view.KeepHistory()
+	o.setDisk(i.disk.Copy().After(simfs.KeepAll, 0))
+	for name, b := range i.files {
+		if err := os.WriteFile(filepath.Join(o.cfg.Data, name), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// uids are the subjects in an office's INBOX by UIDVALIDITY and UID.
+func (w *World) uids(t *testing.T, office string) (validity uint32, all map[string]string) {
+	t.Helper()
+	box, err := w.Open(office, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all = map[string]string{}
+	for _, l := range box.Letters {
+		all[fmt.Sprintf("%d/%d", box.UIDValidity, l.UID)] = l.Subject
+	}
+	return box.UIDValidity, all
+}
+
+func TestANodeThatWasRestoredFromAnOldImageIsTakenInAnew(t *testing.T) {
+	for _, who := range []string{"plzen", "hq"} {
+		t.Run(who, func(t *testing.T) {
+			story(t, three, func(t *testing.T, w *World) {
+				o, other := w.Office(who), "praha"
+				w.mail(other, who, "early", 3)
+				w.Until("early mail", 5*time.Second, func() bool { return w.got(who, "early", 3) })
+				o.Stop()
+				old := o.image(t)
+				o.Start()
+				w.works("after the image was taken")
+				w.mail(other, who, "late", 5)
+				w.Until("late mail", 5*time.Second, func() bool { return w.got(who, "late", 5) })
+				before, shown := w.uids(t, who)
+				time.Sleep(time.Minute)
+				for round := range 3 { // the same image again and again
+					o.Kill()
+					o.restore(t, old)
+					w.mail(other, who, fmt.Sprintf("while away %d", round), 2)
+					o.Start()
+					w.Until("it serves", 5*time.Second, func() bool {
+						box, err := w.Open(who, false)
+						if err == nil && box.UIDValidity <= before {
+							t.Fatalf("it serves with UIDVALIDITY %d after %d", box.UIDValidity, before)
+						}
+						return err == nil
+					})
+					w.Until("it says so", 10*time.Second, func() bool { return o.condition("node.rolled-back") != "" })
+					w.Until("mail that waited is there", 60*time.Second, func() bool { return w.got(who, fmt.Sprintf("while away %d", round), 2) })
+					now, all := w.uids(t, who)
+					if now <= before {
+						t.Errorf("UIDVALIDITY %d after %d", now, before)
+					}
+					before = now
+					for uid, subject := range all {
+						if was, ok := shown[uid]; ok && was != subject {
+							t.Errorf("UID %s was %q, now it is %q", uid, was, subject)
+						}
+						shown[uid] = subject
+					}
+					w.works(fmt.Sprintf("after round %d", round))
+					_, all = w.uids(t, who)
+					for uid, subject := range all {
+						shown[uid] = subject
+					}
+				}
+				// From now on it is a node like any other: no restart is a rollback.
+				validity, _ := w.uids(t, who)
+				w.Kill(three...)
+				w.Start(three...)
+				w.works("all restart")
+				o.Stop()
+				o.Start()
+				w.works("it restarts")
+				if now, _ := w.uids(t, who); now != validity {
+					t.Errorf("UIDVALIDITY went from %d to %d without a rollback", validity, now)
+				}
+			})
+		})
+	}
+}
+
+func TestNoPowerCutLooksLikeARollback(t *testing.T) {
+	story(t, three, func(t *testing.T, w *World) {
+		was := map[string]uint32{}
+		for _, name := range three {
+			was[name], _ = w.uids(t, name)
+		}
+		modes := []simfs.Mode{simfs.Random, simfs.KeepAll, simfs.LoseAll, simfs.Torn}
+		views := []View{KeepView, DropView, RewindView}
+		for i := range 12 {
+			for k := range 20 {
+				w.mail(three[k%3], three[(k+i)%3], fmt.Sprintf("round %d message %d", i, k), 1)
+			}
+			o := w.Office(three[i%3])
+			o.PowerCut(modes[i%len(modes)], views[i%len(views)])
+			if i%4 == 3 {
+				w.Office(three[(i+1)%3]).PowerCut(modes[(i+1)%len(modes)], views[i%len(views)])
+			}
+			time.Sleep(time.Duration(i) * time.Second)
+			w.Start(three...)
+			w.Until("the mesh is whole", time.Minute, w.whole)
+		}
+		for _, name := range three {
+			if now, _ := w.uids(t, name); now != was[name] {
+				t.Errorf("%s: UIDVALIDITY went from %d to %d", name, was[name], now)
+			}
+			if c := w.Office(name).condition("node.rolled-back"); c != "" {
+				t.Errorf("%s: %s", name, c)
+			}
+		}
+	})
+}
+
+// The founder of two offices holds the only vote: what it forgot only the other
+// has, and only a person can say so.
+func TestAFounderOfTwoThatWasRestoredFollowsTheOther(t *testing.T) {
+	story(t, two, func(t *testing.T, w *World) {
+		hq := w.Office("hq")
+		hq.Stop()
+		old := hq.image(t)
+		hq.Start()
+		w.works("after the image was taken")
+		if err := w.addUser("plzen", "eva", "plzen"); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.addUser("hq", "ota", "hq"); err != nil {
+			t.Fatal(err)
+		}
+		w.Until("both have it", 5*time.Second, w.Equal)
+		hash := w.Office("plzen").Status().StateHash
+		hq.Kill()
+		hq.restore(t, old)
+		hq.Start()
+		w.Until("it says so", 10*time.Second, func() bool { return hq.condition("node.rolled-back") != "" })
+		w.Until("plzen has no master", time.Minute, func() bool { return w.Office("plzen").Status().Master == "" })
+		time.Sleep(5 * time.Minute)
+		if now := w.Office("plzen").Status().StateHash; now != hash {
+			t.Fatal("plzen's domain state was changed by a master that has forgotten it")
+		}
+		w.promote(t, "plzen")
+		w.works("plzen was promoted")
+		if !w.has("hq", "eva") || !w.has("hq", "ota") {
+			t.Error("what was made after the image is lost")
+		}
+	})
+}
