@@ -40,7 +40,7 @@ type Node struct {
 	env     Environment
 	log     *slog.Logger
 	version string
-	began   time.Time
+	began   time.Time // of New
 
 	board *health.Board
 	live  broadcast
@@ -102,6 +102,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
+	n.began, n.rec = time.Now(), newKeeper(env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
 	n.vettedOnce = sync.OnceFunc(func() { close(n.vetted) })
 	n.log = env.Logger.With("node", cfg.Name)
@@ -174,14 +175,13 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	fail := func(err error) { cancel(err) }
-	n.began = time.Now()
 
 	data := n.cfg.Data
 	if err := n.env.Files.MkdirAll(data); err != nil {
 		return fmt.Errorf("make data folder: %w", err)
 	}
 	var broken error
-	if n.rec, broken = openRecord(n.env.Files, data, n.env.Random); broken == nil {
+	if broken = n.rec.open(n.env.Random); broken == nil {
 		n.id = n.rec.get().Node
 	}
 	n.certs = &certificates{n: n}

@@ -45,38 +45,45 @@ type keeper struct {
 	rec record
 }
 
-// openRecord loads the record, or makes one with a random node id. It writes
+func newKeeper(files Files, dir string) *keeper {
+	return &keeper{files: files, name: filepath.Join(dir, "node.json")}
+}
+
+// open loads the record, or makes one with a random node id. It writes
 // nothing: boot does.
-func openRecord(files Files, dir string, random io.Reader) (*keeper, error) {
-	k := &keeper{files: files, name: filepath.Join(dir, "node.json")}
-	b, err := files.Read(k.name)
+func (k *keeper) open(random io.Reader) error {
+	var rec record
+	b, err := k.files.Read(k.name)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		var id [8]byte
-		for k.rec.Node == 0 {
+		for rec.Node == 0 {
 			if _, err := io.ReadFull(random, id[:]); err != nil {
-				return nil, fmt.Errorf("make node id: %w", err)
+				return fmt.Errorf("make node id: %w", err)
 			}
-			k.rec.Node = mesh.NodeID(binary.BigEndian.Uint64(id[:]))
+			rec.Node = mesh.NodeID(binary.BigEndian.Uint64(id[:]))
 		}
-		k.rec.Version = 1
+		rec.Version = 1
 	case err != nil:
-		return nil, fmt.Errorf("read %s: %w", k.name, err)
+		return fmt.Errorf("read %s: %w", k.name, err)
 	default:
-		if err := json.Unmarshal(b, &k.rec); err != nil {
-			return nil, fmt.Errorf("%s is damaged (%w): restore it from a backup, or remove the data folder and join anew", k.name, err)
+		if err := json.Unmarshal(b, &rec); err != nil {
+			return fmt.Errorf("%s is damaged (%w): restore it from a backup, or remove the data folder and join anew", k.name, err)
 		}
-		if k.rec.Version != 1 {
-			return nil, fmt.Errorf("%s was written by a newer version (format %d): install that version again", k.name, k.rec.Version)
+		if rec.Version != 1 {
+			return fmt.Errorf("%s was written by a newer version (format %d): install that version again", k.name, rec.Version)
 		}
 	}
-	for i := range k.rec.Peers {
-		p := &k.rec.Peers[i]
+	for i := range rec.Peers {
+		p := &rec.Peers[i]
 		if _, err := hex.Decode(p.Key[:], []byte(p.KeyHex)[:min(len(p.KeyHex), 2*len(p.Key))]); err != nil || len(p.KeyHex) != 2*len(p.Key) {
-			return nil, fmt.Errorf("%s is damaged: peer key %q", k.name, p.KeyHex)
+			return fmt.Errorf("%s is damaged: peer key %q", k.name, p.KeyHex)
 		}
 	}
-	return k, nil
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.rec = rec
+	return nil
 }
 
 // boot counts this start, durably.

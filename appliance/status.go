@@ -21,7 +21,7 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 	s := admin.Status{Node: n.cfg.Name, Host: n.cfg.Host, State: string(*n.phase.Load()), Version: n.version, AsOf: time.Now().UTC(), Uptime: int64(time.Since(n.began).Seconds())}
 	if ds := n.state.LocalDomains(); len(ds) > 0 {
 		s.Domain = ds[0].Name
-	} else if n.rec != nil {
+	} else {
 		s.Domain = n.rec.get().Domain
 	}
 	n.mu.Lock()
