@@ -210,7 +210,7 @@ func (j *Journal) start(ctx context.Context, progress func(done, total uint64)) 
 	if from == 0 {
 		j.view.Target(end)
 	}
-	n, last, begun := uint64(0), from, time.Now()
+	n, last, begun, whole := uint64(0), from, time.Now(), j.lg.Report().Compacted
 	err := j.lg.Replay(ctx, from+1, func(r log.Record) error {
 		if n++; n%progressEvery == 0 {
 			progress(r.Seq, end)
@@ -219,6 +219,8 @@ func (j *Journal) start(ctx context.Context, progress func(done, total uint64)) 
 			return err
 		}
 		last = r.Seq
+		// What followed it may have been dropped, also where it stands as it was.
+		r.Compacted = r.Compacted || r.Seq <= whole
 		return j.apply(r, false)
 	})
 	if err != nil {

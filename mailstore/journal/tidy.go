@@ -63,7 +63,7 @@ func (j *Journal) Disk() Disk { j.mu.Lock(); defer j.mu.Unlock(); return j.disk 
 const (
 	growth     = 64 << 20
 	recordCost = 1 << 10  // assumed for a live record beside its body
-	worthwhile = 64 << 10 // bytes to be saved in a segment
+	worthwhile = 64 << 10 // bytes to be saved in a segment; less where segments are small
 	fewSmall   = 8        // small segments beside each other that are merged
 	// askEvery is how often the engines are asked what they need, which reads
 	// all of the view, while there is neither a new checkpoint nor a full disk.
@@ -350,9 +350,9 @@ func (p *tidy) runs(floor uint64) (out []run) {
 		p.needed -= total - live
 		had, tried := p.j.stubborn[s.Number]
 		skip := tried && (had < 0 || live*4 >= had*3)
-		least := int64(worthwhile)
+		least := min(worthwhile, p.j.segment/16)
 		if p.opt.Force {
-			least = 4 << 10
+			least = min(4<<10, least)
 		}
 		pays := total-live >= least && live*2 < total
 		if p.full {
