@@ -231,6 +231,7 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	defer carriers.stop()
 	carriers.run("queue", n.queue.Run)
 	carriers.run("relay", n.relay.Run)
+	carriers.run("housekeeping", n.housekeep)
 
 	doors := newGroup(fail)
 	drain, err := n.openDoors(doors)

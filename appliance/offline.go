@@ -86,21 +86,19 @@ func VerifyStore(ctx context.Context, data string) (Verified, error) {
 	return v, nil
 }
 
-// RebuildStore makes a stopped node's index anew from its message log, and
-// returns the number of the last record.
-func RebuildStore(ctx context.Context, data string, progress func(done, total uint64)) (last uint64, err error) {
+// offline is a stopped node's store, opened for what is done to it as a whole.
+type offline struct {
+	*journal.Journal
+	store *mailstore.Store
+}
+
+func openOffline(ctx context.Context, data string) (*offline, error) {
 	logger := slog.New(slog.DiscardHandler)
 	j, err := journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(data, "log")}, View: kv.Options{Dir: filepath.Join(data, "view")}, Logger: logger})
 	if err != nil {
-		return 0, fmt.Errorf("open the store: %w", err)
+		return nil, fmt.Errorf("open the store: %w", err)
 	}
-	s := mailstore.New(j, mailstore.Options{})
-	defer func() {
-		if e := j.Close(); err == nil {
-			err = e
-		}
-		s.Close()
-	}()
+	o := &offline{j, mailstore.New(j, mailstore.Options{})}
 	queue.New(j, queueDeps(queue.Deps{
 		Carrier: func(transport.Destination) transport.Carrier { return nil },
 		Route:   func(*transport.Recipient) (transport.Destination, bool) { return transport.Destination{}, false },
@@ -109,10 +107,47 @@ func RebuildStore(ctx context.Context, data string, progress func(done, total ui
 		Host:    func() string { return "" }, Postmaster: func() string { return "" },
 		Rand: rand.Reader, Logger: logger,
 	}))
-	if err := j.Rebuild(ctx, progress); err != nil {
-		return 0, fmt.Errorf("rebuild the store: %w", err)
+	return o, nil
+}
+
+func (o *offline) close(err *error) {
+	if e := o.Close(); *err == nil {
+		*err = e
 	}
-	return j.Applied(), nil
+	o.store.Close()
+}
+
+// RebuildStore makes a stopped node's index anew from its message log, and
+// returns the number of the last record and what a person should know of it.
+func RebuildStore(ctx context.Context, data string, progress func(done, total uint64)) (last uint64, notes []string, err error) {
+	o, err := openOffline(ctx, data)
+	if err != nil {
+		return 0, nil, err
+	}
+	defer o.close(&err)
+	if err := o.Rebuild(ctx, progress); err != nil {
+		return 0, nil, fmt.Errorf("rebuild the store: %w", err)
+	}
+	for _, c := range o.Conditions() {
+		notes = append(notes, sentence(c.Text))
+	}
+	return o.Applied(), notes, nil
+}
+
+// CompactStore reclaims all the disk that a stopped node's store can give back.
+func CompactStore(ctx context.Context, data string) (t journal.Tidied, err error) {
+	o, err := openOffline(ctx, data)
+	if err != nil {
+		return t, err
+	}
+	defer o.close(&err)
+	if err := o.Start(ctx); err != nil {
+		return t, fmt.Errorf("open the store: %w", err)
+	}
+	if t, err = o.Tidy(ctx, journal.TidyOptions{Force: true}); err != nil {
+		return t, fmt.Errorf("compact the store: %w", err)
+	}
+	return t, nil
 }
 
 // queueDeps fills in what does not depend on the node: how the queue reads what

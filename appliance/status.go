@@ -41,6 +41,8 @@ func (n *Node) Status(context.Context) (admin.Status, error) {
 		s.Master = n.nodeName(v.Master)
 	}
 	s.AppliedIndex, _ = n.state.Applied()
+	disk := n.journal.Disk()
+	s.StoreBytes, s.StoreLive = disk.Bytes, disk.Live
 	h := n.state.Hash()
 	s.StateHash = hex.EncodeToString(h[:8])
 	rows, err := n.queue.List()

@@ -55,7 +55,7 @@ func (n *Node) figures() []metrics.Figure {
 	if n.ready() != nil {
 		return nil // the store may not be open yet
 	}
-	s := n.journal.Stats()
+	s, d := n.journal.Stats(), n.journal.Disk()
 	return []metrics.Figure{
 		{Name: "log_groups_total", Help: "Groups of records written to the message log.", Value: float64(s.Groups)},
 		{Name: "log_records_total", Help: "Records synced to the message log.", Value: float64(s.Records)},
@@ -66,6 +66,8 @@ func (n *Node) figures() []metrics.Figure {
 		{Name: "log_segments_total", Help: "Log segments begun.", Value: float64(s.Segments)},
 		{Name: "log_no_space_total", Help: "Groups refused because the disk was full.", Value: float64(s.NoSpace)},
 		{Name: "log_waiting_bytes", Help: "Bytes that wait for the log.", Gauge: true, Value: float64(s.Waiting)},
+		{Name: "log_disk_bytes", Help: "Bytes that the message log takes on disk, as housekeeping saw it last.", Gauge: true, Value: float64(d.Bytes)},
+		{Name: "log_live_bytes", Help: "Bytes of it that are still needed, estimated.", Gauge: true, Value: float64(d.Live)},
 		{Name: "log_open_files", Help: "Segments open for reading.", Gauge: true, Value: float64(s.OpenFiles)},
 	}
 }
@@ -79,6 +81,8 @@ var storeTexts = map[string]struct {
 	journal.CondDamaged:     {health.Problem, "Restore the named file from a backup, then: posthouse store rebuild."},
 	journal.CondLogLostEnd:  {health.Problem, "Check the disk; clients will download their mail again."},
 	journal.CondViewDamaged: {health.Warning, "Check the disk; the index is rebuilt at the next start."},
+	journal.CondViewWrong:   {health.Warning, "Stop the node, then: posthouse store rebuild. Until then no disk is reclaimed."},
+	journal.CondHistoryLost: {health.Problem, "Restore the whole store from a backup if there is a good one; else: posthouse queue list, and release what is still to be sent."},
 	journal.CondViewOld:     {health.Notice, ""},
 	journal.CondViewRebuilt: {health.Notice, ""},
 	journal.CondStopped:     {health.Problem, "Check the disk; the node starts again by itself."},

@@ -70,6 +70,8 @@ type Status struct {
 	JoinProgress []string           `json:"join_progress,omitempty"`
 	AsOf         time.Time          `json:"as_of"`
 	Uptime       int64              `json:"uptime_s"`
+	StoreBytes   int64              `json:"store_bytes"`      // that the message log takes on disk, as housekeeping saw it last
+	StoreLive    int64              `json:"store_live_bytes"` // of them needed, estimated
 }
 
 // Health is the sentence.

@@ -134,6 +134,9 @@ func (a *app) status() *cobra.Command {
 			}
 			fmt.Fprintf(a.Out, "%s\n\n", s.Health.Sentence)
 			fmt.Fprintf(a.Out, "node %s (%s), master %s, term %d\n", s.Node, s.State, dash(s.Master), s.Term)
+			if s.StoreBytes > 0 {
+				fmt.Fprintf(a.Out, "store %s, of which %s are needed\n", mebibytes(s.StoreBytes), mebibytes(s.StoreLive))
+			}
 			for _, x := range s.Conditions {
 				fmt.Fprintf(a.Out, "%s %s since %s: %s %s\n", x.Level, x.Name, x.Since.Format(time.RFC3339), x.Text, x.Next)
 			}
@@ -144,6 +147,8 @@ func (a *app) status() *cobra.Command {
 			return a.memberTable(s)
 		}})
 }
+
+func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func (a *app) members() *cobra.Command {
 	return a.listing(&cobra.Command{Use: "members", Short: "The nodes of the mesh as this one sees them", Args: usage(cobra.NoArgs),

@@ -103,7 +103,7 @@ first.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) err
 		if err != nil {
 			return err
 		}
-		n, err := appliance.RebuildStore(c.Context(), dir, func(done, total uint64) {
+		n, notes, err := appliance.RebuildStore(c.Context(), dir, func(done, total uint64) {
 			fmt.Fprintf(a.Err, "\r%d of %d records", done, total)
 		})
 		fmt.Fprintln(a.Err)
@@ -114,9 +114,30 @@ first.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) err
 			}
 			return &ExitError{exIOErr, err}
 		}
-		fmt.Fprintf(a.Out, "The index is made anew from %d records.\n", n)
+		for _, x := range notes {
+			fmt.Fprintln(a.Err, printable(x))
+		}
+		fmt.Fprintf(a.Out, "The index is made anew, up to record %d.\n", n)
 		return nil
 	}})
-	c.AddCommand(verify, rebuild)
+	compact := a.listing(flags(&cobra.Command{Use: "compact", Short: "Give back the disk that expunged and delivered mail takes", Long: `Writes two checkpoints of the index into the message log and rewrites every
+segment of which something is not needed any more. A running node does the same
+by itself, a little at a time. Stop the node first. It needs room for the
+checkpoints and for what is still needed of one segment.`, Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
+		dir, err := folder()
+		if err != nil {
+			return err
+		}
+		t, err := appliance.CompactStore(c.Context(), dir)
+		if err != nil {
+			return &ExitError{exIOErr, err}
+		}
+		if a.json {
+			return a.print(t, "", nil)
+		}
+		fmt.Fprintf(a.Out, "%d segments rewritten: %s are %s now.\n", t.Segments, mebibytes(t.Before), mebibytes(t.After))
+		return nil
+	}}))
+	c.AddCommand(verify, rebuild, compact)
 	return c
 }
