@@ -152,6 +152,28 @@ func TestTheSecondCrashInOpenSetsTheViewAside(t *testing.T) {
 	}
 }
 
+func TestOpensWithNothingToWriteAreNoCrashes(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20}
+	o.Rebuilding = func(why string) { t.Error("set aside:", why) }
+	v, err := Open(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fill(t, v, 1, 3, 10)
+	for range 4 {
+		if err := v.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if v, err = Open(t.Context(), o); err != nil {
+			t.Fatal(err)
+		}
+		if v.Applied() != 3 {
+			t.Fatal(v.Applied())
+		}
+	}
+	v.Close()
+}
+
 func TestDamageIsReportedAndTheViewSetAside(t *testing.T) {
 	for _, name := range []string{"MANIFEST", "while open"} {
 		t.Run(name, func(t *testing.T) {

@@ -196,7 +196,9 @@ func (v *View) shut() error {
 		err = fmt.Errorf("close view: %w", ErrNoSpace)
 	} else {
 		close(v.space.open)
-		err = v.st.close()
+		if err = v.st.close(); err == nil {
+			v.files.proven() // also when there was nothing to write: nothing ended the process
+		}
 	}
 	v.files.release()
 	return err
