@@ -173,7 +173,7 @@ func (l *Log) compact(ctx context.Context, olds []*segment, next *segment, to, m
 	if err != nil {
 		return nil, err
 	}
-	out := &rewriter{f: f, h: &h, seed: h.seed(), off: dataStart, prev: h.prevEnd}
+	out := &rewriter{f: f, sync: func() error { return l.turn(f) }, h: &h, seed: h.seed(), off: dataStart, prev: h.prevEnd}
 	for _, old := range olds {
 		if err == nil {
 			err = l.copy(ctx, out, old, decide)
@@ -248,6 +248,7 @@ func (l *Log) dropOld(numbers, bodies []uint64) error {
 // rewriter writes a compacted segment.
 type rewriter struct {
 	f    File
+	sync func() error
 	h    *header
 	seed uint32
 	off  int64
@@ -355,9 +356,11 @@ func (o *rewriter) flush(flags uint32) error {
 	if flags&flagSeal == 0 {
 		b = b[:cap(b)]
 	}
-	_, err := o.f.WriteAt(b, o.off)
+	if _, err := o.f.WriteAt(b, o.off); err != nil {
+		return err
+	}
 	o.off += int64(len(b))
-	return err
+	return o.sync() // a little at a time: the syncs of mail wait behind it
 }
 
 // finishCompaction drops the segments that a compacted one replaces, where a

@@ -158,10 +158,13 @@ func (d *Draft) put() error {
 const spoolAhead = 1 << 20 / chunkSize
 
 // sync brings the spool file to disk when it is its turn.
-func (d *Draft) sync() error {
-	d.l.spools <- struct{}{}
-	defer func() { <-d.l.spools }()
-	return d.f.Sync()
+func (d *Draft) sync() error { return d.l.turn(d.f) }
+
+// turn syncs a file that is written beside the log's end, one at a time.
+func (l *Log) turn(f File) error {
+	l.spools <- struct{}{}
+	defer func() { <-l.spools }()
+	return f.Sync()
 }
 
 // chunkSum binds a chunk to its segment and its place there.

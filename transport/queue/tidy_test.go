@@ -46,6 +46,7 @@ func TestATidiedLogSendsNothingAgainAndLosesNothingThatWaits(t *testing.T) {
 				w.accept(i, anna, transport.OriginSubmission, one(local, user(bob)))
 			}
 		}
+		time.Sleep(time.Minute)
 		synctest.Wait()
 		sent, boxes := outside, len(w.boxes())
 		before, _ := w.disk.FS.ReadDir("log")
@@ -109,6 +110,7 @@ func TestWithoutCheckpointsWhatWaitedIsHeld(t *testing.T) {
 			w.accept(i, anna, transport.OriginSubmission, one(local, user(bob)), one(toPlzen, user(carl)))
 		}
 		w.carry(local, w.mailstore(nil))
+		time.Sleep(time.Minute)
 		synctest.Wait()
 		boxes := len(w.boxes())
 		w.tidy()
