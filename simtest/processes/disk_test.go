@@ -153,10 +153,10 @@ func (d *disk) free() int64 {
 }
 
 // fill has another process write until the disk is full, and returns how to
-// give the space back.
-func (d *disk) fill() (release func()) {
+// give the space back. What it writes lies in a file of that name.
+func (d *disk) fill(name string) (release func()) {
 	d.t.Helper()
-	file := filepath.Join(d.dir, "somebody-else")
+	file := filepath.Join(d.dir, name)
 	out, err := exec.Command("dd", "if=/dev/zero", "of="+file, "bs=64k").CombinedOutput()
 	if err == nil || !strings.Contains(string(out), "No space left") {
 		d.t.Fatalf("dd did not fill the disk: %v %s", err, out)

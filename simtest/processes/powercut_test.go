@@ -49,14 +49,19 @@ func stream(t *testing.T, l *Ledger, stop <-chan struct{}, open func() (*Sender,
 
 // filled is a message whose body is about size bytes that follow from its id.
 func filled(id, from, to string, size int) string {
+	return Text(id, from, to) + filling(id, size/66) + ending(id)
+}
+
+func filling(id string, lines int) string {
 	var b strings.Builder
-	b.WriteString(Text(id, from, to))
-	for i := 0; b.Len() < size; i++ {
+	for i := range lines {
 		sum := sha256.Sum256(fmt.Append(nil, id, i))
 		b.WriteString(hex.EncodeToString(sum[:]) + "\r\n")
 	}
 	return b.String()
 }
+
+func ending(id string) string { return "The end of " + id + ".\r\n" }
 
 // cutPower cuts the power of hq, whose data lie on d, while mail comes in by
 // all ways, and starts hq again.

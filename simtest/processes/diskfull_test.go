@@ -1,0 +1,180 @@
+package processes
+
+import (
+	"errors"
+	"fmt"
+	"net/textproto"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// code returns the SMTP code of an error, 0 if it has none.
+func code(err error) int {
+	var answer *textproto.Error
+	if errors.As(err, &answer) {
+		return answer.Code
+	}
+	return 0
+}
+
+// tries sends one message in a session of its own.
+func try(m *Mesh, l *Ledger, office, to string, size int) error {
+	s, err := m.FromOutside("somebody@example.net", office)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	id := NewID()
+	err = s.SendText(id, filled(id, s.from, to, size), to)
+	l.Sent(id, to, err)
+	return err
+}
+
+func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
+	asRoot(t)
+	m := Up(t, "hq", "plzen")
+	m.down(t)
+	d := m.onDisk(t, "hq")
+	m.up(t)
+	l := NewLedger()
+	to, there := m.User("hq", 0), m.User("plzen", 0)
+	pid := m.Node("hq").Pid
+	for k := range 50 {
+		if err := try(m, l, "hq", to.Address, k%10*20<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Mail goes on while somebody else fills the disk: 250 or 452, nothing else.
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	answers := map[int]int{}
+	for range 3 {
+		wg.Go(func() {
+			for k := 0; ; k++ {
+				select {
+				case <-stop:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+				err := try(m, l, "hq", to.Address, k%10*20<<10)
+				c := code(err)
+				if err == nil {
+					c = 250
+				} else if c == 0 {
+					t.Logf("while the disk was full: %v", err)
+				}
+				mu.Lock()
+				answers[c]++
+				mu.Unlock()
+			}
+		})
+	}
+	// At the other office mail for hq is taken all the time; it waits there.
+	s, err := m.Submit(there, "plzen")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	relayed := func(n int) {
+		for range n {
+			id := NewID()
+			err := s.Send(id, to.Address)
+			l.Sent(id, to.Address, err)
+			if err != nil {
+				t.Errorf("the other office refused: %v", err)
+			}
+		}
+	}
+	relayed(20)
+	release := d.fill("filler")
+	full := time.Now()
+	m.WaitFor("mail is refused with 452", 10*time.Second, func() bool { return code(try(m, l, "hq", to.Address, 0)) == 452 })
+	relayed(20)
+	hold := time.Duration(Count(8, 60)) * time.Second
+	for time.Since(full) < hold {
+		if _, err := m.Messages(to); err != nil {
+			t.Errorf("mail cannot be read while the disk is full: %v", err)
+		}
+		st, err := m.Status("hq")
+		if err != nil || st.Health.OK || !strings.Contains(st.Health.Sentence, "disk") {
+			t.Errorf("the status says %q, %v", st.Health.Sentence, err)
+		}
+		if err := try(m, l, "hq", to.Address, 0); code(err) != 452 {
+			t.Errorf("while the disk is full: %v", err)
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+	release()
+	healed := m.WaitFor("mail is taken again", 15*time.Second, func() bool { return try(m, l, "hq", to.Address, 0) == nil })
+	close(stop)
+	wg.Wait()
+	after := settle(t, m, l, 60*time.Second)
+	checkBodies(t, m, l)
+	if now := m.Node("hq").Pid; now != pid || !running(pid) {
+		t.Errorf("hq was process %d and is %d now", pid, now)
+	}
+	for c := range answers {
+		if c != 250 && c != 452 {
+			t.Errorf("answers: %v", answers)
+		}
+	}
+	m.WaitFor("the status says that all is well", 10*time.Second, func() bool { st, err := m.Status("hq"); return err == nil && st.Health.OK })
+	t.Logf("full for %v: answers %v, taken again %v after there was room, all %d messages in place %v later",
+		hold, answers, healed.Round(time.Millisecond), l.Total(), after.Round(time.Millisecond))
+
+}
+
+func TestANodeStartsOnAFullDisk(t *testing.T) {
+	asRoot(t)
+	m := Up(t, "hq", "plzen")
+	m.down(t)
+	d := m.onDisk(t, "hq")
+	m.up(t)
+	l := NewLedger()
+	to := m.User("hq", 0)
+	for k := range 20 {
+		if err := try(m, l, "hq", to.Address, k%10*20<<10); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The first time it has its ballast to give up, and so lets people read.
+	m.Kill("hq")
+	releases := []func(){d.fill("filler-1")}
+	m.Start("hq")
+	if there, err := m.Messages(to); err != nil || len(there) < 20 {
+		t.Errorf("%d messages can be read on a full disk, %v", len(there), err)
+	}
+	// Then there is nothing left: it waits, and says so.
+	m.Kill("hq")
+	releases = append(releases, d.fill("filler-2"))
+	started := make(chan error, 1)
+	go func() {
+		out, err := m.Command("demo", "start", "--dir", m.Dir, "hq")
+		if err != nil {
+			err = fmt.Errorf("%w: %s", err, out)
+		}
+		started <- err
+	}()
+	m.WaitFor("the node explains itself", 10*time.Second, func() bool {
+		st, err := m.Status("hq")
+		return err == nil && strings.Contains(st.Health.Sentence, "disk is full")
+	})
+	pid := m.Node("hq").Pid
+	time.Sleep(2 * time.Second)
+	for _, release := range releases {
+		release()
+	}
+	if err := <-started; err != nil {
+		t.Errorf("hq did not start by itself when there was room: %v", err)
+	}
+	if m.Node("hq").Pid != pid || !running(pid) {
+		t.Error("hq is another process")
+	}
+	m.WaitFor("mail is taken", 5*time.Second, func() bool { return try(m, l, "hq", to.Address, 0) == nil })
+	settle(t, m, l, 30*time.Second)
+	checkBodies(t, m, l)
+}
