@@ -19,7 +19,7 @@ type Message struct {
 	Subject string
 	Flags   []string
 	Body    string // everything behind the header
-	Err     error  // the body could not be read
+	Err     error  `json:"-"` // the body could not be read
 }
 
 // check compares the body with what a message of that subject was sent with.
@@ -39,7 +39,7 @@ func (x *Message) check() error {
 	return nil
 }
 
-// folder opens INBOX of a person for reading.
+// folder opens a person's folder.
 func (m *Mesh) folder(u demo.User, name string) (*imapclient.Client, *imap.SelectData, error) {
 	n := m.Node(u.Home)
 	c, err := imapclient.DialTLS(net.JoinHostPort(n.Address, strconv.Itoa(n.Ports.IMAPS)), &imapclient.Options{TLSConfig: m.TLS(n.Address)})
@@ -58,8 +58,10 @@ func (m *Mesh) folder(u demo.User, name string) (*imapclient.Client, *imap.Selec
 
 // Messages reads INBOX whole, message by message: one that cannot be read has
 // an Err.
-func (m *Mesh) Messages(u demo.User) ([]Message, error) {
-	c, box, err := m.folder(u, "INBOX")
+func (m *Mesh) Messages(u demo.User) ([]Message, error) { return m.messages(u, "INBOX") }
+
+func (m *Mesh) messages(u demo.User, folder string) ([]Message, error) {
+	c, box, err := m.folder(u, folder)
 	if err != nil {
 		return nil, err
 	}
@@ -73,31 +75,57 @@ func (m *Mesh) Messages(u demo.User) ([]Message, error) {
 	if err != nil {
 		return nil, err
 	}
-	text := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierText, Peek: true}
+	var uids []imap.UID
+	for _, x := range listed {
+		uids = append(uids, x.UID)
+	}
+	bodies, bad := map[imap.UID]string{}, map[imap.UID]error{}
+	for part := range slices.Chunk(uids, 200) {
+		if readBodies(c, bodies, part...) == nil {
+			continue
+		}
+		// One of them cannot be read, and has ended the session.
+		for _, uid := range part {
+			c, _, err := m.folder(u, folder)
+			if err != nil {
+				return nil, err
+			}
+			bad[uid] = readBodies(c, bodies, uid)
+			c.Close()
+		}
+		if c, _, err = m.folder(u, folder); err != nil {
+			return nil, err
+		}
+		defer c.Close()
+	}
 	var out []Message
-	for part := range slices.Chunk(listed, 200) {
-		var uids imap.UIDSet
-		for _, x := range part {
-			uids.AddNum(x.UID)
+	for _, x := range listed {
+		y := Message{UID: uint32(x.UID), Subject: x.Envelope.Subject, Body: bodies[x.UID], Err: bad[x.UID]}
+		for _, f := range x.Flags {
+			y.Flags = append(y.Flags, string(f))
 		}
-		bodies := map[imap.UID]string{}
-		got, err := c.Fetch(uids, &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{text}}).Collect()
-		for _, x := range got {
-			bodies[x.UID] = string(x.FindBodySection(text))
-		}
-		for _, x := range part {
-			y := Message{UID: uint32(x.UID), Subject: x.Envelope.Subject}
-			for _, f := range x.Flags {
-				y.Flags = append(y.Flags, string(f))
-			}
-			slices.Sort(y.Flags)
-			if b, ok := bodies[x.UID]; ok {
-				y.Body = b
-			} else {
-				y.Err = fmt.Errorf("it cannot be read: %w", err)
-			}
-			out = append(out, y)
-		}
+		slices.Sort(y.Flags)
+		out = append(out, y)
 	}
 	return out, nil
+}
+
+// readBodies reads the bodies of some messages of the folder that is open.
+func readBodies(c *imapclient.Client, into map[imap.UID]string, uids ...imap.UID) error {
+	text := &imap.FetchItemBodySection{Specifier: imap.PartSpecifierText, Peek: true}
+	got, err := c.Fetch(imap.UIDSetNum(uids...), &imap.FetchOptions{UID: true, BodySection: []*imap.FetchItemBodySection{text}}).Collect()
+	if err != nil {
+		return err
+	}
+	for _, x := range got {
+		b := x.FindBodySection(text)
+		if b == nil && x.UID == 0 {
+			return fmt.Errorf("UID %d has no body", x.UID)
+		}
+		into[x.UID] = string(b)
+	}
+	if len(got) != len(uids) {
+		return fmt.Errorf("%d bodies of %d", len(got), len(uids))
+	}
+	return nil
 }

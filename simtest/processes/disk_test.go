@@ -191,19 +191,21 @@ func running(pid int) bool {
 	return err == nil && len(args) > 0
 }
 
-// onDisk moves a stopped office's data folder to a disk of its own.
+// onDisk moves an office's data folder to a disk of its own.
 func (m *Mesh) onDisk(t *testing.T, office string) *disk {
 	t.Helper()
+	m.Kill(office)
 	data := m.Node(office).Data
 	if err := os.Rename(data, data+".was"); err != nil {
 		t.Fatal(err)
 	}
 	d := newDisk(t, data)
-	t.Cleanup(func() { m.Command("demo", "down", "--dir", m.Dir) }) // before the disk goes
+	t.Cleanup(func() { m.Command("demo", "kill", "--dir", m.Dir, office) }) // before the disk goes
 	run(t, "cp", "-a", data+".was/.", data)
 	if err := os.RemoveAll(data + ".was"); err != nil {
 		t.Fatal(err)
 	}
 	run(t, "sync", "-f", data)
+	m.Start(office)
 	return d
 }

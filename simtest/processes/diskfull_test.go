@@ -35,9 +35,7 @@ func try(m *Mesh, l *Ledger, office, to string, size int) error {
 func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 	asRoot(t)
 	m := Up(t, "hq", "plzen")
-	m.down(t)
 	d := m.onDisk(t, "hq")
-	m.up(t)
 	l := NewLedger()
 	to, there := m.User("hq", 0), m.User("plzen", 0)
 	pid := m.Node("hq").Pid
@@ -131,9 +129,7 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 func TestANodeStartsOnAFullDisk(t *testing.T) {
 	asRoot(t)
 	m := Up(t, "hq", "plzen")
-	m.down(t)
 	d := m.onDisk(t, "hq")
-	m.up(t)
 	l := NewLedger()
 	to := m.User("hq", 0)
 	for k := range 20 {

@@ -108,9 +108,7 @@ func cutPower(t *testing.T, m *Mesh, d *disk, l *Ledger, random *rand.Rand, roun
 func TestAPowerCutLosesNothingThatWasAnswered(t *testing.T) {
 	asRoot(t)
 	m := Up(t, "hq", "plzen")
-	m.down(t)
 	d := m.onDisk(t, "hq")
-	m.up(t)
 	l := NewLedger()
 	random := rand.New(rand.NewPCG(1, 2))
 	cuts := Count(5, 50)
@@ -126,9 +124,7 @@ func TestAPowerCutLosesNothingThatWasAnswered(t *testing.T) {
 func TestThePowerCutRigCatchesAnAnswerBeforeTheSync(t *testing.T) {
 	asRoot(t)
 	m := UpOf(t, Mutant(t, "mutant_ack_before_sync"), "hq", "plzen")
-	m.down(t)
 	d := m.onDisk(t, "hq")
-	m.up(t)
 	l := NewLedger()
 	random := rand.New(rand.NewPCG(3, 4))
 	for i := range 5 {
@@ -157,21 +153,6 @@ func (m *Mesh) lost(t *testing.T, l *Ledger, limit time.Duration) (lost int) {
 		if lost == 0 || time.Now().After(end) {
 			return lost
 		}
-	}
-}
-
-// down stops all nodes in order; up starts them with their data.
-func (m *Mesh) down(t *testing.T) {
-	t.Helper()
-	if out, err := m.Command("demo", "down", "--dir", m.Dir); err != nil {
-		t.Fatalf("down: %v\n%s", err, out)
-	}
-}
-
-func (m *Mesh) up(t *testing.T) {
-	t.Helper()
-	if out, err := m.Command("demo", "up", "--detach", "--dir", m.Dir); err != nil {
-		t.Fatalf("up: %v\n%s", err, out)
 	}
 }
 
