@@ -86,7 +86,7 @@ func badgerOptions(dir string, memTable int64, log *slog.Logger, table func()) b
 		WithNumLevelZeroTablesStall(8).
 		WithValueThreshold(MaxValue + 1024).
 		WithValueLogFileSize(valueLogSize).
-		WithChecksumVerificationMode(options.OnTableAndBlockRead).
+		WithChecksumVerificationMode(options.OnBlockRead). // checkTables has read them whole
 		WithCompression(options.None). // the cache then holds checked blocks, not copies
 		WithBlockCacheSize(8 << 20).
 		WithIndexCacheSize(0).
@@ -98,6 +98,9 @@ func badgerOptions(dir string, memTable int64, log *slog.Logger, table func()) b
 func openBadger(dir string, memTable int64, opt Options, sp *space) (_ *badgerStore, _ meta, err error) {
 	defer caught(&err)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, meta{}, err
+	}
+	if err := checkTables(dir); err != nil {
 		return nil, meta{}, err
 	}
 	mems, err := memFiles(dir)
