@@ -86,6 +86,9 @@ func (t twofold) look(name string) (content []byte, flaws []Flaw, mend bool, err
 	if err2 != nil && !errors.Is(err2, fs.ErrNotExist) {
 		return nil, nil, false, err2
 	}
+	if singleCopy {
+		return main, nil, false, err
+	}
 	base := filepath.Base(name)
 	kept, before, whole := openCopy(second)
 	switch {

@@ -87,7 +87,7 @@ func badgerOptions(dir string, memTable int64, log *slog.Logger, table func()) b
 		WithValueThreshold(MaxValue + 1024).
 		WithValueLogFileSize(valueLogSize).
 		WithChecksumVerificationMode(options.OnBlockRead). // checkTables has read them whole
-		WithCompression(options.None). // the cache then holds checked blocks, not copies
+		WithCompression(options.None).                     // the cache then holds checked blocks, not copies
 		WithBlockCacheSize(8 << 20).
 		WithIndexCacheSize(0).
 		WithDetectConflicts(false). // one writer

@@ -23,6 +23,9 @@ const checkers = 2
 // when it is asked to, but on a bad block it dereferences nil, and on a bad
 // footer it calls log.Fatal, in goroutines of its own: the process would end.
 func checkTables(dir string) (err error) {
+	if uncheckedTables {
+		return nil
+	}
 	defer caught(&err)
 	f, err := os.Open(filepath.Join(dir, badger.ManifestFilename))
 	if errors.Is(err, os.ErrNotExist) {

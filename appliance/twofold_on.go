@@ -1,0 +1,5 @@
+//go:build !mutant_single_copy
+
+package appliance
+
+const singleCopy = false

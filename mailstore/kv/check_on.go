@@ -1,0 +1,5 @@
+//go:build !mutant_unchecked_tables
+
+package kv
+
+const uncheckedTables = false
