@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -30,7 +31,9 @@ line an event to standard error.`,
 			if err := level.UnmarshalText([]byte(cfg.LogLevel)); err != nil {
 				return &ExitError{exConfig, err}
 			}
-			logger := slog.New(slog.NewJSONHandler(a.Err, &slog.HandlerOptions{Level: level}))
+			out := newLines(a.Err)
+			defer out.Flush()
+			logger := slog.New(prompt{slog.NewJSONHandler(out, &slog.HandlerOptions{Level: level}), out})
 			if err := os.MkdirAll(filepath.Dir(cfg.ControlSocket), 0o755); err != nil {
 				return &ExitError{exCantCreate, fmt.Errorf("make folder of the control socket: %w", err)}
 			}
@@ -45,6 +48,7 @@ line an event to standard error.`,
 			}
 			ctx, cancel := context.WithCancel(c.Context())
 			var wg sync.WaitGroup
+			debug.SetGCPercent(garbage)
 			wg.Go(func() { tidy(ctx) })
 			defer wg.Wait()
 			defer cancel()

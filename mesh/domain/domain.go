@@ -55,6 +55,11 @@ type Machine struct {
 	mu sync.RWMutex // guards s and what it points to, but for the immutable records
 	s  *state
 
+	hashMu      sync.Mutex // guards the last Hash and what it was of
+	hashedState *state
+	hashedIndex uint64
+	hashed      [32]byte
+
 	watchMu  sync.Mutex
 	watchers map[int]func(Change)
 	nextID   int

@@ -173,11 +173,29 @@ func (e *snapWriter) record(kind recordKind, v any) {
 }
 
 // Hash returns the SHA-256 of the canonical snapshot: equal on all nodes at
-// equal index.
+// equal index. It costs a walk over the state once after each change.
 func (m *Machine) Hash() [32]byte {
+	m.hashMu.Lock()
+	defer m.hashMu.Unlock()
+	s, index := m.at()
+	if m.hashedState == s && m.hashedIndex == index {
+		return m.hashed
+	}
 	h := sha256.New()
 	m.Snapshot().WriteTo(h) // a hash takes every byte
-	return [32]byte(h.Sum(nil))
+	sum := [32]byte(h.Sum(nil))
+	if s2, i2 := m.at(); s2 == s && i2 == index { // nothing changed in between
+		m.hashedState, m.hashedIndex, m.hashed = s, index, sum
+	}
+	return sum
+}
+
+// at names the state of this instant: a change moves the index, a restore makes
+// another state.
+func (m *Machine) at() (*state, uint64) {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return m.s, m.s.index
 }
 
 // Restore replaces the whole state by a snapshot. On any error the state stays
