@@ -22,6 +22,7 @@ import (
 
 // server is one stream that a peer opened.
 type server struct {
+	ended  atomic.Bool // the log has: nothing is answered any more
 	r      *Relay
 	peer   mesh.NodeID
 	c      net.Conn
@@ -129,7 +130,23 @@ func (s *server) write(ctx context.Context) {
 }
 
 // answer queues a frame; the writer drains whatever happens.
+// over ends the stream without another answer when err says that this node's
+// log has failed or is closed: it knows nothing about the messages, and must
+// not tell the sender to wait with them. The next path, or this node's next
+// life, answers.
+func (s *server) over(err error) bool {
+	if !errors.Is(err, log.ErrClosed) {
+		return false
+	}
+	s.ended.Store(true)
+	s.cancel(fmt.Errorf("the store has ended: %w", err))
+	return true
+}
+
 func (s *server) answer(kind byte, v any) {
+	if s.ended.Load() {
+		return
+	}
 	b, err := appendFrame(nil, kind, v)
 	if err != nil {
 		s.cancel(err)
@@ -309,6 +326,7 @@ func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []tra
 		err = in.fault
 	} else {
 		rs, err = s.log(ctx, in, todo)
+		s.over(err)
 	}
 	for k, i := range at {
 		switch {
@@ -349,6 +367,10 @@ func (s *server) log(ctx context.Context, in *incoming, rcpts []transport.Recipi
 	if len(rcpts) == 0 {
 		in.draft.Discard()
 		return nil, nil
+	}
+	if s.ended.Load() {
+		in.draft.Discard()
+		return nil, log.ErrClosed
 	}
 	st, err := seal(ctx, in.draft)
 	if err != nil {
@@ -395,6 +417,7 @@ func (s *server) keep(ctx context.Context, in *incoming) []transport.Fate {
 		} else {
 			err = errors.New("gateway answered for other recipients than were asked")
 		}
+		s.over(err)
 	}
 	for i := range fates {
 		fates[i].Result = transport.AsFault(err).Result(s.r.d.Name(s.r.d.Self))
