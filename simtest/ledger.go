@@ -63,6 +63,7 @@ type Mail struct {
 	at    string
 	from  string
 	pause time.Duration
+	name  string // what its messages are called, once To has begun
 }
 
 // Send prepares n messages, one after the other: w.Send(200).From("hq").To("plzen").
@@ -94,6 +95,7 @@ func (m *Mail) To(to ...string) int {
 	l.mu.Lock()
 	l.next++
 	name := fmt.Sprintf("c%d", l.next)
+	m.name = name
 	l.mu.Unlock()
 	port, user, password := 25, "", ""
 	if m.from == m.at+"@"+Domain {

@@ -58,3 +58,10 @@ func (f *Fault) Result(by string) Result {
 // ErrNoSpace is the fault of every acceptance while the disk is below its
 // floor: RFC 5321 section 4.2.3, 452.
 var ErrNoSpace = &Fault{Code: 452, Enhanced: "4.3.1", Text: "Insufficient system storage, try again later"}
+
+// ErrUncertain says that a message may be in custody or not: its record was
+// begun, and neither its end nor its absence is known (the log failed, or
+// nobody waited any longer). Whoever gave the message is told neither yes nor
+// no: the connection ends without an answer, as RFC 5321 section 4.2.5 has it
+// for a server that cannot answer.
+var ErrUncertain = errors.New("it is not known whether the message was stored")

@@ -14,6 +14,7 @@ import (
 	"container/heap"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -173,15 +174,18 @@ func New(j *journal.Journal, d Deps) *Queue {
 
 // Accept takes a message into custody: one record, and it returns when that is
 // on disk. From then on a 250 may be given. An error says that nothing was
-// promised; after the end of ctx the message may nevertheless be there.
+// promised; with transport.ErrUncertain the message may nevertheless be there.
 // A zero Envelope.ID gets a random one.
 func (q *Queue) Accept(ctx context.Context, m *Message, legs []Leg) (ID, error) {
 	t, err := q.accept(ctx, m, legs, acceptMeta{})
 	if err != nil {
 		return 0, err
 	}
-	if err := t.Synced(ctx); err != nil {
+	switch err := t.Synced(ctx); {
+	case errors.Is(err, transport.ErrNoSpace):
 		return 0, fmt.Errorf("accept message: %w", err)
+	case err != nil:
+		return 0, fmt.Errorf("accept message: %w: %w", transport.ErrUncertain, err)
 	}
 	return ID(t.First()), nil
 }

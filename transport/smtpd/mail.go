@@ -2,6 +2,7 @@ package smtpd
 
 import (
 	"context"
+	"errors"
 	"io"
 	"time"
 
@@ -200,8 +201,22 @@ func (s *session) take(t *text, body io.Reader) (queued string, err error) {
 	return queued, err
 }
 
+// unanswerable ends the session without an answer when nobody knows whether the
+// message was stored: a refusal could be a lie, an acceptance too.
+func (s *session) unanswerable(err error) bool {
+	if !errors.Is(err, transport.ErrUncertain) {
+		return false
+	}
+	s.srv.deps.Logger.Error("message neither taken nor refused", "session", s.ID, "client", s.Remote.String(), "err", err)
+	s.ending = err
+	return true
+}
+
 // verdict answers a text and closes the transaction.
 func (s *session) verdict(t *text, queued string, err error) {
+	if s.unanswerable(err) {
+		return
+	}
 	if err != nil {
 		s.refuse("message refused", s.From.String(), err)
 	} else {
@@ -285,6 +300,9 @@ func (s *session) bdat(arg []byte) {
 		}
 		// The client may have more chunks on their way: each gets its answer.
 		wasLast := c.last
+		if s.unanswerable(err) {
+			return
+		}
 		s.verdictSpoilt(wasLast, err)
 		return
 	}
