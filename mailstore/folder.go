@@ -345,7 +345,13 @@ func (f *Folder) Message(uid UID) (*Message, error) {
 
 // content reads what the record at ref says of its message.
 func (s *Store) content(ref log.Ref) (*Message, error) {
-	rec, err := s.j.Record(ref)
+	// What is decoded below is copied, so one buffer serves many messages.
+	buf, ok := s.buffers.Get().(*[log.BufferSize]byte)
+	if !ok {
+		buf = new([log.BufferSize]byte)
+	}
+	defer s.buffers.Put(buf)
+	rec, err := s.j.RecordInto(ref, buf[:])
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +362,7 @@ func (s *Store) content(ref log.Ref) (*Message, error) {
 			return nil, err
 		}
 		st, err := decodeStructure(r.Structure)
-		return &Message{Structure: st, Body: s.j.Body(ref)}, err
+		return &Message{Structure: st, Body: s.j.BodyOfSize(ref, rec.BodySize)}, err
 	case log.KindDeliver:
 		var r deliverRecord
 		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
@@ -366,6 +372,10 @@ func (s *Store) content(ref log.Ref) (*Message, error) {
 		if err != nil {
 			return nil, err
 		}
+		size := r.Size - int64(len(r.Prefix))
+		for _, c := range r.Cuts {
+			size += c.To - c.From
+		}
 		if r.Source != nil {
 			ref = *r.Source
 		}
@@ -374,7 +384,7 @@ func (s *Store) content(ref log.Ref) (*Message, error) {
 			shift -= c.To - c.From
 		}
 		shiftStructure(st, shift, r.Trace)
-		return &Message{Structure: st, Body: compose(s.j.Body(ref), r.Prefix, r.Cuts)}, nil
+		return &Message{Structure: st, Body: compose(s.j.BodyOfSize(ref, size), r.Prefix, r.Cuts)}, nil
 	}
 	return nil, fmt.Errorf("record %d is of kind %d: %w", ref.Seq, rec.Kind, log.ErrDamaged)
 }

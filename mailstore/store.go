@@ -36,6 +36,8 @@ type Store struct {
 	tick  atomic.Uint64 // orders uses of folders
 	seq   atomic.Uint64 // of the record that is being applied, or was last
 
+	buffers sync.Pool // of *[log.BufferSize]byte, for reading records
+
 	// Only Apply uses these: what the record before has touched stays resident
 	// until the view has its rows.
 	touched   []*Mailbox

@@ -397,8 +397,18 @@ func (j *Journal) NewDraft() *log.Draft { return j.lg.NewDraft() }
 // Body returns the body of a record.
 func (j *Journal) Body(ref log.Ref) transport.Body { return j.lg.Body(ref) }
 
+// BodyOfSize returns the body of a record, whose size is known.
+func (j *Journal) BodyOfSize(ref log.Ref, size int64) transport.Body {
+	return j.lg.BodyOfSize(ref, size)
+}
+
 // Record reads a record back.
 func (j *Journal) Record(ref log.Ref) (log.Record, error) { return j.lg.Record(ref) }
+
+// RecordInto reads a record back, its meta into buf; see log.Log.RecordInto.
+func (j *Journal) RecordInto(ref log.Ref, buf []byte) (log.Record, error) {
+	return j.lg.RecordInto(ref, buf)
+}
 
 // Stats returns the log's counts.
 func (j *Journal) Stats() log.Stats { return j.lg.Stats() }

@@ -144,6 +144,8 @@ type Log struct {
 	epoch uint64
 	files *files
 
+	buffers sync.Pool // of *[speculative]byte, for headers of records
+
 	mu         sync.Mutex
 	segs       []*segment // log segments in order
 	lost       []uint64   // log segments without a header

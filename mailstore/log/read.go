@@ -180,13 +180,20 @@ func damaged(name string, off int64, what string) error {
 const speculative = 2 << 10
 
 // Record reads the record at ref, checked.
-func (l *Log) Record(ref Ref) (Record, error) {
+func (l *Log) Record(ref Ref) (Record, error) { return l.RecordInto(ref, nil) }
+
+// BufferSize is the capacity of a buffer that RecordInto needs for most records.
+const BufferSize = speculative
+
+// RecordInto is Record for callers that read many: buf is used for the meta if
+// its capacity allows, so that the record is good until buf is used again.
+func (l *Log) RecordInto(ref Ref, buf []byte) (Record, error) {
 	o, ref, err := l.find(ref)
 	if err != nil {
 		return Record{}, fmt.Errorf("record %d: %w", ref.Seq, err)
 	}
 	defer l.files.put(o)
-	r, meta, err := o.record(ref)
+	r, meta, err := o.record(ref, buf)
 	if err != nil {
 		return Record{}, fmt.Errorf("record %d: %w", ref.Seq, err)
 	}
@@ -209,9 +216,13 @@ func (l *Log) find(ref Ref) (o *openFile, now Ref, err error) {
 	}
 }
 
-// record reads and checks the header and meta at ref.
-func (o *openFile) record(ref Ref) (r recHead, meta []byte, err error) {
-	b := make([]byte, speculative)
+// record reads and checks the header and meta at ref, into buf if it is large
+// enough.
+func (o *openFile) record(ref Ref, buf []byte) (r recHead, meta []byte, err error) {
+	if cap(buf) < speculative {
+		buf = make([]byte, speculative)
+	}
+	b := buf[:speculative]
 	n, err := o.f.ReadAt(b, ref.Offset)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return r, nil, fmt.Errorf("read %s at %d: %w", o.name, ref.Offset, err)
@@ -238,6 +249,14 @@ func (o *openFile) record(ref Ref) (r recHead, meta []byte, err error) {
 // Body returns the body of the record at ref. It opens nothing yet.
 func (l *Log) Body(ref Ref) transport.Body { return &body{l: l, ref: ref} }
 
+// BodyOfSize is Body for a caller who knows how large the body is: it need not
+// be read for that.
+func (l *Log) BodyOfSize(ref Ref, size int64) transport.Body {
+	b := &body{l: l, ref: ref}
+	b.size.Store(size + 1)
+	return b
+}
+
 type body struct {
 	l    *Log
 	ref  Ref
@@ -250,7 +269,12 @@ func (b *body) load() (o *openFile, r recHead, ref Ref, err error) {
 	if o, ref, err = b.l.find(b.ref); err != nil {
 		return nil, r, ref, err
 	}
-	if r, _, err = o.record(ref); err != nil {
+	buf, ok := b.l.buffers.Get().(*[speculative]byte)
+	if !ok {
+		buf = new([speculative]byte)
+	}
+	defer b.l.buffers.Put(buf)
+	if r, _, err = o.record(ref, buf[:]); err != nil {
 		b.l.files.put(o)
 		return nil, r, ref, err
 	}
