@@ -22,6 +22,12 @@ import (
 )
 
 // buildLink prepares the one UDP socket's endpoint.
+//
+// Unknown keys are refused, and nothing is pulled for them from some peer: that
+// peer's word would admit a key. The domain state which admits it is on its way
+// by Raft (through a third node if the line to the master is cut), and link
+// dials a new member the moment it is there. Lineages are not judged here either:
+// nodes of two lineages have to talk, for the election to find out which follows.
 func (n *Node) buildLink(socket net.PacketConn) (err error) {
 	n.witness = newWitness(n)
 	n.link, err = link.New(link.Config{}, link.Deps{

@@ -211,13 +211,26 @@ func (n *Node) Promote(ctx context.Context, r admin.PromoteRequest) (admin.Promo
 		return admin.PromoteResult{}, admin.Errorf(admin.Unavailable, "mesh.fresh", "This node belongs to no mesh yet.")
 	}
 	s := e.State()
-	var revoke []mesh.NodeID
-	for _, name := range r.Revoke {
-		x, err := n.nodeByName(name)
-		if err != nil {
-			return admin.PromoteResult{}, err
+	ids := func(names []string) (out []mesh.NodeID, err error) {
+		for _, name := range names {
+			x, err := n.nodeByName(name)
+			if err != nil {
+				return nil, err
+			}
+			if x.ID == n.id {
+				return nil, admin.Errorf(admin.Usage, "mesh.self", "%s is the node that is to lead.", name)
+			}
+			out = append(out, x.ID)
 		}
-		revoke = append(revoke, x.ID)
+		return out, nil
+	}
+	revoke, err := ids(r.Revoke)
+	if err != nil {
+		return admin.PromoteResult{}, err
+	}
+	forget, err := ids(r.Forget)
+	if err != nil {
+		return admin.PromoteResult{}, err
 	}
 	if s.Master != 0 && s.Rival.Generation == 0 {
 		return admin.PromoteResult{}, &admin.Error{Kind: admin.Conflict, Code: "mesh.has-master", Text: fmt.Sprintf("%s leads the mesh and can be reached: there is nothing to take over.", n.nodeName(s.Master)), Next: "To hand the lead over: posthouse mesh transfer."}
@@ -237,7 +250,7 @@ func (n *Node) Promote(ctx context.Context, r admin.PromoteRequest) (admin.Promo
 	for _, c := range p.Uncommitted {
 		res.MayLose = append(res.MayLose, "Now holds, though nobody knows whether it did before: "+c.Text)
 	}
-	if _, err := n.propose(ctx, &domain.Promote{Lineage: p.Lineage.ID, Generation: p.Lineage.Generation, Fork: p.Lineage.Fork, Revoke: revoke}); err != nil {
+	if _, err := n.propose(ctx, &domain.Promote{Lineage: p.Lineage.ID, Generation: p.Lineage.Generation, Fork: p.Lineage.Fork, Revoke: revoke, Forget: forget}); err != nil {
 		return res, err
 	}
 	res.Done, res.Generation, res.Term = true, p.Lineage.Generation, e.State().Authority.Term

@@ -127,6 +127,31 @@ func TestTheMasterIsRevokedFromAnotherNode(t *testing.T) {
 	})
 }
 
+func TestAStolenVoterIsRevokedAndABurntOneForgottenWithoutQuorum(t *testing.T) {
+	story(t, three, func(t *testing.T, w *World) {
+		w.Kill("praha")
+		w.Cut("hq").FromAll()
+		w.Until("plzen has no master", 30*time.Second, func() bool { return w.Office("plzen").Status().Master == "" })
+		r, err := w.Office("plzen").Ops().Promote(Ctx(), admin.PromoteRequest{Confirm: true, Revoke: []string{"hq"}, Forget: []string{"praha"}})
+		if err != nil || !r.Done {
+			t.Fatal(r, err)
+		}
+		w.HealAll()
+		time.Sleep(time.Minute)
+		if s := w.Office("plzen").Status(); s.Master != "plzen" || len(s.Members) != 1 {
+			t.Errorf("%q leads %d members", s.Master, len(s.Members))
+		}
+		if err := w.addUser("plzen", "eva", "plzen"); err != nil {
+			t.Error(err)
+		}
+		before := w.Office("hq").Status().Generation
+		time.Sleep(5 * time.Minute)
+		if s := w.Office("hq").Status(); s.Generation != before {
+			t.Errorf("the revoked node follows: generation %d", s.Generation)
+		}
+	})
+}
+
 func TestAStolenMasterIsRevokedWithoutQuorum(t *testing.T) {
 	story(t, two, func(t *testing.T, w *World) {
 		w.Cut("hq").From("plzen") // the thief has it

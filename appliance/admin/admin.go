@@ -219,6 +219,7 @@ type PromoteRequest struct {
 	// Confirm must be true; without it the answer says what may be lost.
 	Confirm bool     `json:"confirm"`
 	Revoke  []string `json:"revoke,omitempty"` // nodes to put out of the mesh
+	Forget  []string `json:"forget,omitempty"` // nodes that will not come back; their keys are not tainted
 }
 
 // PromoteResult says what a promote did, or would do.

@@ -414,5 +414,6 @@ Without --yes it only says what may be lost.`,
 		}}
 	c.Flags().BoolVar(&r.Confirm, "yes", false, "do it")
 	c.Flags().StringSliceVar(&r.Revoke, "revoke", nil, "nodes to put out of the mesh, such as stolen ones")
+	c.Flags().StringSliceVar(&r.Forget, "forget", nil, "nodes that will not come back, such as burnt ones")
 	return c
 }

@@ -132,6 +132,7 @@ type Election struct {
 	rule Rule // owned by Run, as polling is
 
 	polling bool
+	added   time.Time // when a member was added last; owned by Run
 
 	ops    chan func() // run by Run, one at a time
 	kick   chan struct{}
@@ -160,6 +161,10 @@ const (
 	// is a few bytes each way.
 	pollEvery = 5 * time.Second
 	pollTime  = 3 * time.Second
+	// After a member was added the polls follow soon for a while: it is to vote as
+	// soon as it has caught up.
+	pollSoon    = 500 * time.Millisecond
+	pollSoonFor = 10 * time.Second
 )
 
 // New checks the parts and starts nothing.
@@ -229,6 +234,9 @@ func (e *Election) Run(ctx context.Context) error {
 	close(e.ready)
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
+	soon := time.NewTimer(0)
+	soon.Stop()
+	defer soon.Stop()
 	defer e.end(true)
 	for {
 		e.publish()
@@ -246,10 +254,15 @@ func (e *Election) Run(ctx context.Context) error {
 			e.poll(work, &wg)
 		case <-tick.C:
 			e.poll(work, &wg)
+		case <-soon.C:
+			e.poll(work, &wg)
 		case cs := <-e.polled:
 			e.polling = false
 			e.heard(cs)
 			e.decide()
+			if time.Since(e.added) < pollSoonFor {
+				soon.Reset(pollSoon)
+			}
 		}
 	}
 }
@@ -382,6 +395,9 @@ func (e *Election) decide() {
 			e.log.Info("election changed", "action", x.Action.String(), "peer", x.Node, "why", x.Why, "err", err)
 			if err != nil || x.Action == Transfer {
 				return
+			}
+			if x.Action == AddMember {
+				e.added = time.Now()
 			}
 		}
 	}

@@ -135,6 +135,9 @@ func (l *life) start() error {
 		return false
 	}))
 	l.wg.Go(l.attend)
+	if s, err := l.servers(); err == nil && votersOf(s) == 1 && slices.Contains(s, Server{l.e.cfg.Self, true}) {
+		l.wg.Go(l.standAtOnce)
+	}
 	l.wg.Go(func() {
 		for {
 			select {
@@ -148,6 +151,20 @@ func (l *life) start() error {
 		}
 	})
 	return nil
+}
+
+// standAtOnce has the only voter stand for election now: there is nobody whose
+// silence it would have to wait for.
+func (l *life) standAtOnce() {
+	if l.trans.mute.Load() {
+		return
+	}
+	self := []byte(l.e.cfg.Self.String())
+	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: self, Addr: self}}
+	select {
+	case l.trans.rpc <- raft.RPC{Command: now, RespChan: make(chan raft.RPCResponse, 1)}:
+	case <-l.quit:
+	}
 }
 
 // attend drains Raft's channels and lets Run look when something changed.
