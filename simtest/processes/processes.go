@@ -111,6 +111,8 @@ type Mesh struct {
 	tb  testing.TB
 	Dir string
 	bin string
+	// Nodes beside the demo's, by name.
+	spares map[string]demo.Node
 }
 
 // Up starts a demo of these offices and ends it with the test. What its nodes
@@ -184,6 +186,9 @@ func (m *Mesh) Node(office string) demo.Node {
 		if n.Name == office {
 			return n
 		}
+	}
+	if n, ok := m.spares[office]; ok {
+		return n
 	}
 	m.tb.Fatalf("no office %s", office)
 	return demo.Node{}

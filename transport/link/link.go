@@ -179,7 +179,7 @@ type PeerInfo struct {
 	Addr      netip.AddrPort // where it is, or was last met
 	RTT       time.Duration  // smoothed; 0 when not connected
 	MinRTT    time.Duration
-	Via       mesh.NodeID // not connected, but a stream went through this node in the last minute
+	Via       mesh.NodeID // not connected, but a stream went through this connected node in the last minute
 	Err       string      // not connected: why, as of the last attempt
 	Refused   bool        // not connected: it says that we are not admitted
 }
@@ -513,7 +513,8 @@ func (e *Endpoint) Peers() []PeerInfo {
 			if p.err != nil {
 				info.Err, info.Refused = p.err.Error(), errors.Is(p.err, ErrNotAdmitted)
 			}
-			if time.Since(p.viaAt) < time.Minute {
+			// A way through a node that is gone itself is none.
+			if by := e.peers[p.via]; by != nil && by.up && time.Since(p.viaAt) < time.Minute {
 				info.Via = p.via
 			}
 		}

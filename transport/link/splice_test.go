@@ -69,6 +69,13 @@ func TestACutPairTalksThroughAThirdWhoReadsNothing(t *testing.T) {
 			}
 			n.Endpoint.mu.Unlock()
 		}
+		// A node that lost its last line has no way through others either.
+		a.SetPeers(a.id, w.peers(c.id))
+		for _, p := range a.Peers() {
+			if p.Connected || p.Via != 0 {
+				t.Errorf("cut off, yet %+v", p)
+			}
+		}
 	})
 }
 
