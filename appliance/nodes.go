@@ -159,6 +159,9 @@ func (n *Node) Transfer(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
+	if e := n.elected(); e != nil && e.State().Master == x.ID {
+		return admin.Errorf(admin.Conflict, "mesh.leads", "%s leads the mesh already.", name)
+	}
 	return n.onMaster(ctx, call{What: callTransfer, Node: x.ID}, func() error { return n.elected().TransferTo(ctx, x.ID) })
 }
 

@@ -52,7 +52,10 @@ func sentence(s string) string {
 	if s == "" {
 		return s
 	}
-	s = strings.ToUpper(s[:1]) + s[1:]
+	// An address or a quoted name at the beginning stays as it is.
+	if first, _, _ := strings.Cut(s, " "); !strings.Contains(first, "@") {
+		s = strings.ToUpper(s[:1]) + s[1:]
+	}
 	if !strings.HasSuffix(s, ".") {
 		s += "."
 	}
@@ -82,7 +85,7 @@ func (n *Node) nodeByName(name string) (*domain.Node, error) {
 	for _, x := range n.state.Members() {
 		names = append(names, x.Name)
 	}
-	return nil, admin.Errorf(admin.NotFound, "node.unknown", "There is no node %q; there are %s.", name, strings.Join(names, ", "))
+	return nil, admin.Errorf(admin.NotFound, "node.unknown", "There is no node %q; its nodes are: %s.", name, strings.Join(names, ", "))
 }
 
 func (n *Node) apiUser(u *domain.User) admin.User {

@@ -10,7 +10,9 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"strings"
+	"syscall"
 
 	"posthouse/appliance/admin"
 )
@@ -42,11 +44,7 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 	}
 	resp, err := c.http.Do(req)
 	if err != nil {
-		var cause *net.OpError
-		if errors.As(err, &cause) {
-			err = cause.Err
-		}
-		return nil, fmt.Errorf("%w %s (%w): is it running? posthouse serve starts it", ErrNoAnswer, c.name, err)
+		return nil, c.noAnswer(err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		return resp, nil
@@ -62,6 +60,23 @@ func (c *Client) do(ctx context.Context, method, path string, body []byte) (*htt
 		}
 	}
 	return nil, &e
+}
+
+// noAnswer says why no node answers, and what to do.
+func (c *Client) noAnswer(err error) error {
+	var cause *net.OpError
+	if errors.As(err, &cause) {
+		err = cause.Err
+	}
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return fmt.Errorf("%w %s: the node does not run; start it (posthouse serve, or systemctl start posthouse), or name another socket with --socket", ErrNoAnswer, c.name)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("%w %s: you may not open it; try again as root (sudo), or as the user that the node runs as", ErrNoAnswer, c.name)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w %s: the node has ended; its log says why; start it (posthouse serve, or systemctl start posthouse)", ErrNoAnswer, c.name)
+	}
+	return fmt.Errorf("%w %s: %w", ErrNoAnswer, c.name, err)
 }
 
 func get[R any](ctx context.Context, c *Client, path string) (r R, err error) {

@@ -142,7 +142,8 @@ func Request(hosts []string, addrs []netip.Addr, random io.Reader) (csr, keyPEM 
 
 // Issue signs a request after allowed agreed to each of its host names, and
 // returns the chain, PEM. Names outside the authority's domains are refused by
-// every client anyway; they are refused here with a clear error.
+// every client anyway; they are refused here with a clear error. Addresses
+// outside its networks are left out: clients use names.
 func (a *Authority) Issue(csr []byte, allowed func(host string) bool, now time.Time, random io.Reader) ([]byte, error) {
 	req, err := x509.ParseCertificateRequest(csr)
 	if err != nil {
@@ -156,8 +157,11 @@ func (a *Authority) Issue(csr []byte, allowed func(host string) bool, now time.T
 			return nil, fmt.Errorf("signing request: %s is not a name of this node", h)
 		}
 	}
+	addrs := slices.DeleteFunc(req.IPAddresses, func(ip net.IP) bool {
+		return !slices.ContainsFunc(a.cert.PermittedIPRanges, func(n *net.IPNet) bool { return n.Contains(ip) })
+	})
 	tmpl := &x509.Certificate{
-		Subject: req.Subject, DNSNames: req.DNSNames, IPAddresses: req.IPAddresses,
+		Subject: req.Subject, DNSNames: req.DNSNames, IPAddresses: addrs,
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(serverLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

@@ -23,6 +23,8 @@ import (
 const (
 	exOK          = 0
 	exUsage       = 64
+	exConflict    = 65
+	exNoInput     = 66 // a folder or file that was named is not there
 	exUnavailable = 69 // the node did not answer
 	exSoftware    = 70
 	exCantCreate  = 73
@@ -56,8 +58,17 @@ func Main(ctx context.Context, version string, args []string, s Streams) int {
 	if err == nil {
 		return exOK
 	}
-	fmt.Fprintf(s.Err, "posthouse: %v\n", err)
+	fmt.Fprintf(s.Err, "posthouse: %s\n", multiline(err.Error()))
 	return exitCode(err)
+}
+
+// multiline is printable that keeps line ends.
+func multiline(s string) string {
+	lines := strings.Split(strings.TrimRight(s, "\n"), "\n")
+	for i := range lines {
+		lines[i] = printable(lines[i])
+	}
+	return strings.Join(lines, "\n")
 }
 
 func exitCode(err error) int {
@@ -102,10 +113,20 @@ A new node:      posthouse serve, then posthouse init (the first) or posthouse j
 Try it at once:  posthouse demo up
 What is wrong:   posthouse status
 
-The commands talk to the node on this machine through its control socket
-(--socket, or POSTHOUSE_SOCKET). Exit codes are those of sysexits.h: 64 usage,
-67 no such name, 69 the node does not answer, 75 try again later, 77 not
-allowed, 78 configuration.`,
+The commands talk to the node on this machine through its control socket: the
+one named by --socket, else by POSTHOUSE_SOCKET, else by the configuration.
+Every listing prints JSON with --json.
+
+Exit codes are those of sysexits.h:
+   0  done                                 70  an error in this program
+  64  the command line is wrong            73  a file cannot be made
+  65  it exists, or is in another state    74  a file cannot be read or written
+  66  no such folder or file               75  not now: try again later
+  67  no such user, node or message        77  not allowed
+  69  the node does not answer             78  the configuration is wrong
+   1  store verify found damage`,
+		Example: `  posthouse status
+  posthouse help user add`,
 		SilenceUsage: true, SilenceErrors: true,
 		CompletionOptions: cobra.CompletionOptions{HiddenDefaultCmd: true},
 	}
@@ -115,20 +136,53 @@ allowed, 78 configuration.`,
 	root.PersistentFlags().StringVar(&a.socket, "socket", "", "the node's control socket (default from the configuration)")
 	root.PersistentFlags().StringVarP(&a.config, "config", "c", "/etc/posthouse/posthouse.toml", "the node's configuration")
 	root.AddCommand(a.serve(), a.init(), a.join(), a.status(), a.members(), a.user(), a.group(), a.alias(), a.queue(), a.mesh(), a.store(), a.demo(),
-		&cobra.Command{Use: "version", Short: "Print the version", Args: cobra.NoArgs, Run: func(*cobra.Command, []string) {
+		&cobra.Command{Use: "version", Short: "Print the version", Args: usage(cobra.NoArgs), Run: func(*cobra.Command, []string) {
 			fmt.Fprintln(a.Out, a.version)
 		}})
+	fill(root)
 	return root
 }
 
-// usage wraps cobra's argument checks so that their errors exit with 64.
+// usage wraps cobra's argument checks so that their errors say what is wanted
+// and exit with 64.
 func usage(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(c *cobra.Command, args []string) error {
 		if err := check(c, args); err != nil {
-			return &ExitError{exUsage, fmt.Errorf("%w; see %s --help", err, c.CommandPath())}
+			return &ExitError{exUsage, fmt.Errorf("the command is: %s\nMore about it: %s --help", strings.TrimSuffix(c.UseLine(), " [flags]"), c.CommandPath())}
 		}
 		return nil
 	}
+}
+
+// required is usage for a command that cannot do without these flags.
+func required(check cobra.PositionalArgs, flags ...string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		for _, f := range flags {
+			if !c.Flags().Changed(f) {
+				return &ExitError{exUsage, fmt.Errorf("--%s is needed: %s\nMore about it: %s --help", f, c.Flags().Lookup(f).Usage, c.CommandPath())}
+			}
+		}
+		return check(c, args)
+	}
+}
+
+// unknownCommand says what could have been meant.
+func unknownCommand(c *cobra.Command, word string) error {
+	text := fmt.Sprintf("%s knows no command %q", c.CommandPath(), word)
+	c.SuggestionsMinimumDistance = 2
+	if near := c.SuggestionsFor(word); len(near) > 0 {
+		text += fmt.Sprintf("; did you mean %q?", near[0])
+	}
+	return &ExitError{exUsage, fmt.Errorf("%s\nThe commands: %s --help", text, c.CommandPath())}
+}
+
+// load reads the configuration.
+func (a *app) load() (*config.Config, error) {
+	cfg, err := config.Load(a.config)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, &ExitError{exConfig, fmt.Errorf("there is no configuration %s; name another with --config, or write one that says at least: name = \"plzen\"", a.config)}
+	}
+	return cfg, err
 }
 
 // node returns the API of the local node.

@@ -3,12 +3,14 @@ package command
 import (
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"posthouse/appliance/admin"
 	"posthouse/appliance/clientca"
 	"posthouse/appliance/demo"
 	"posthouse/appliance/demo/outside"
@@ -69,7 +71,7 @@ small outside world (a mail server and a DNS server).`}
 	var dir string
 	in := func(c *cobra.Command) *cobra.Command {
 		c.Flags().StringVar(&dir, "dir", "", "folder of the demo")
-		c.MarkFlagRequired("dir")
+		c.Args = required(c.Args, "dir")
 		return c
 	}
 	var from, to, via, subject string
@@ -79,8 +81,7 @@ small outside world (a mail server and a DNS server).`}
 	send.Flags().StringVar(&to, "to", "", "recipient")
 	send.Flags().StringVar(&via, "via", "", "office to hand it to (default: the sender's home)")
 	send.Flags().StringVar(&subject, "subject", "", "subject")
-	send.MarkFlagRequired("from")
-	send.MarkFlagRequired("to")
+	send.Args = required(send.Args, "from", "to")
 	c.AddCommand(up, send,
 		in(&cobra.Command{Use: "down", Short: "End a demo; its data stays for the next up", Args: usage(cobra.NoArgs), RunE: func(*cobra.Command, []string) error { return demo.Down(dir) }}),
 		in(&cobra.Command{Use: "kill OFFICE", Short: "End an office as a power cut would", Args: usage(cobra.ExactArgs(1)), RunE: func(_ *cobra.Command, args []string) error { return demo.Kill(dir, args[0]) }}),
@@ -106,7 +107,26 @@ small outside world (a mail server and a DNS server).`}
 			}
 			return outside.Run(c.Context(), cfg, cert)
 		}})
+	for _, sub := range c.Commands() {
+		run := sub.RunE
+		sub.RunE = func(c *cobra.Command, args []string) error { return demoError(dir, run(c, args)) }
+	}
 	return c
+}
+
+// demoError gives an error of a demo its exit code.
+func demoError(dir string, err error) error {
+	var exit *ExitError
+	var answered *admin.Error
+	switch {
+	case err == nil || errors.As(err, &exit) || errors.As(err, &answered):
+		return err
+	case dir != "":
+		if _, e := demo.Load(dir); e != nil {
+			return &ExitError{exNoInput, err}
+		}
+	}
+	return &ExitError{exUnavailable, err}
 }
 
 // tour prints what a person can do with the demo.

@@ -2,6 +2,7 @@ package command
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -374,6 +375,9 @@ func (a *app) nodeSwitches() *cobra.Command {
 		}
 		if c.Flags().Changed("priority") {
 			r.Priority = &priority
+		}
+		if r.Voter == nil && r.Gateway == nil && r.Priority == nil {
+			return &ExitError{exUsage, errors.New("nothing to change; give --voter, --gateway or --priority\nMore about it: posthouse mesh node --help")}
 		}
 		if err := n.ChangeNode(c.Context(), r); err != nil {
 			return err

@@ -5,16 +5,17 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime/debug"
 	"sync"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
 	"posthouse/appliance"
 	"posthouse/appliance/admin"
-	"posthouse/appliance/config"
 )
 
 func (a *app) serve() *cobra.Command {
@@ -23,7 +24,7 @@ func (a *app) serve() *cobra.Command {
 lets those in hand finish, hands leadership over, and ends. It logs one JSON
 line an event to standard error.`,
 		Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-			cfg, err := config.Load(a.config)
+			cfg, err := a.load()
 			if err != nil {
 				return err
 			}
@@ -37,8 +38,12 @@ line an event to standard error.`,
 			if err := os.MkdirAll(filepath.Dir(cfg.ControlSocket), 0o755); err != nil {
 				return &ExitError{exCantCreate, fmt.Errorf("make folder of the control socket: %w", err)}
 			}
-			// A socket that a killed node left is in the way of the next one; the
-			// lock on the data folder keeps two nodes apart.
+			// A socket that a killed node left is in the way of the next one; one
+			// that answers is a living node's, which would be deaf without it.
+			if c, err := net.Dial("unix", cfg.ControlSocket); err == nil {
+				c.Close()
+				return &ExitError{exConflict, fmt.Errorf("a node runs already with the control socket %s; stop it first, or give this one a control_socket of its own", cfg.ControlSocket)}
+			}
 			if err := os.Remove(cfg.ControlSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
 				return &ExitError{exCantCreate, fmt.Errorf("remove the old control socket: %w", err)}
 			}
@@ -52,22 +57,42 @@ line an event to standard error.`,
 			wg.Go(func() { tidy(ctx) })
 			defer wg.Wait()
 			defer cancel()
-			return n.Run(ctx)
+			return startError(n.Run(ctx))
 		}}
+}
+
+// startError says what to do about a port that cannot be had.
+func startError(err error) error {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "listen" {
+		return err
+	}
+	next := "name an address of this machine, or another port"
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		next = "another program holds it (ss -tulpn shows which); stop that one, or give another port in the configuration"
+	case errors.Is(err, os.ErrPermission):
+		next = "ports below 1024 want root or the packaged service; or give another port in the configuration"
+	}
+	return &ExitError{exCantCreate, fmt.Errorf("%w; %s", err, next)}
 }
 
 func (a *app) store() *cobra.Command {
 	c := &cobra.Command{Use: "store", Short: "The message store on disk, while the node is stopped"}
 	var data string
 	folder := func() (string, error) {
-		if data != "" {
-			return data, nil
+		dir := data
+		if dir == "" {
+			cfg, err := a.load()
+			if err != nil {
+				return "", err
+			}
+			dir = cfg.Data
 		}
-		cfg, err := config.Load(a.config)
-		if err != nil {
-			return "", err
+		if _, err := os.Stat(filepath.Join(dir, "log")); errors.Is(err, os.ErrNotExist) {
+			return "", &ExitError{exNoInput, fmt.Errorf("there is no store in %s; name the node's data folder with --data", dir)}
 		}
-		return cfg.Data, nil
+		return dir, nil
 	}
 	flags := func(c *cobra.Command) *cobra.Command {
 		c.Flags().StringVar(&data, "data", "", "the node's data folder (default from the configuration)")

@@ -82,8 +82,11 @@ type Duration time.Duration
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
+	if err != nil {
+		return fmt.Errorf("%q: want a duration such as \"60s\" or \"5m\"", b)
+	}
 	*d = Duration(v)
-	return err
+	return nil
 }
 
 // Off closes a listening door.
@@ -157,6 +160,7 @@ func Parse(text string) (*Config, []Problem) {
 		p.Line = lineOf(text, p.Key)
 		problems = append(problems, p)
 	}
+	slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
 	return &c, problems
 }
 
@@ -168,13 +172,36 @@ var nested = regexp.MustCompile(`(?s)^toml: line (\d+) \(last key "([^"]*)"\): (
 func problemOf(err error) Problem {
 	var pe toml.ParseError
 	if errors.As(err, &pe) && pe.Position.Line > 0 {
-		return Problem{Key: pe.LastKey, Line: pe.Position.Line, Text: pe.Message}
+		return Problem{Key: pe.LastKey, Line: pe.Position.Line, Text: plain(pe.Message)}
 	}
 	if m := nested.FindStringSubmatch(err.Error()); m != nil {
 		line, _ := strconv.Atoi(m[1])
-		return Problem{Key: m[2], Line: line, Text: m[3]}
+		return Problem{Key: m[2], Line: line, Text: plain(m[3])}
 	}
-	return Problem{Text: err.Error()}
+	return Problem{Text: plain(err.Error())}
+}
+
+// plain says what the library found in words for people who do not program.
+func plain(text string) string {
+	if _, to, ok := strings.Cut(text, "destination has type "); ok {
+		switch to {
+		case "string":
+			return "want text in quotes, such as \"plzen\""
+		case "int", "integer", "int64":
+			return "want a number, without quotes"
+		case "[]string", "slice":
+			return "want a list, such as [\"10.0.0.0/8\"]"
+		case "Duration", "config.Duration":
+			return "want a duration in quotes, such as \"60s\""
+		}
+	}
+	if strings.HasPrefix(text, "type mismatch") && strings.Contains(text, "expected table") {
+		return "want a table: a line with the name in brackets, such as [listen], and its keys below"
+	}
+	if text == "strings cannot contain newlines" {
+		return "the closing quote is missing"
+	}
+	return strings.TrimPrefix(text, "toml: ")
 }
 
 // complete fills in the defaults.

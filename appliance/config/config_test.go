@@ -30,6 +30,7 @@ func TestAWrongFileNamesKeyLineAndSuggestion(t *testing.T) {
 		{"a key of another table", "[tls]\nimaps = \":1\"", `x:9: tls.imaps: no such key; did you mean "listen.imaps"?`},
 		{"a wrong type", "[tls]\nkey = 5", `x:9: tls.key`},
 		{"a port beyond the last", "imap = \":70000\"", `x:8: listen.imap: ":70000": want ":port"`},
+		{"a number where text is wanted", "[tls]\nkey = 5", `x:9: tls.key: want text in quotes`},
 		{"half a certificate", "[tls]\nkey = \"x\"", `certificate and key go together`},
 		{"no TOML at all", "what is this", `x:8`},
 		{"the mesh port off", "mesh = \"off\"", `x:8: listen.mesh: the mesh port cannot be off`},
@@ -40,6 +41,23 @@ func TestAWrongFileNamesKeyLineAndSuggestion(t *testing.T) {
 				t.Errorf("got %q, want it to contain %q", got, tc.want)
 			}
 		})
+	}
+}
+
+func TestTypesAreToldInPlainWords(t *testing.T) {
+	for _, tc := range []struct{ text, want string }{
+		{`name = 5`, `x:1: name: want text in quotes, such as "plzen"`},
+		{`smtp_out_port = "25"`, `x:1: smtp_out_port: want a number, without quotes`},
+		{`trusted = "10.0.0.0/8"`, `x:1: trusted: want a list, such as ["10.0.0.0/8"]`},
+		{`take_back = "soon"`, `x:1: take_back: "soon": want a duration such as "60s" or "5m"`},
+		{`take_back = 60`, `x:1: take_back: "60": want a duration such as "60s" or "5m"`},
+		{"data = \"/var\nname = \"x\"", `x:1: data: the closing quote is missing`},
+		{`listen = "x"`, `x:1: listen: want a table: a line with the name in brackets, such as [listen], and its keys below`},
+	} {
+		_, list := Parse(tc.text)
+		if got := (&Problems{File: "x", List: list}).Error(); got != tc.want {
+			t.Errorf("%s: got %q, want %q", tc.text, got, tc.want)
+		}
 	}
 }
 
