@@ -138,6 +138,8 @@ be made anew at any time. Stop the node first: systemctl stop posthouse`, `  pos
   posthouse store rebuild`},
 	"posthouse store verify": {``, `  posthouse store verify
   posthouse store verify --data /var/lib/posthouse --json`},
+	"posthouse store compact": {``, `  posthouse store compact
+  posthouse store compact --data /var/lib/posthouse`},
 	"posthouse store rebuild": {``, `  posthouse store rebuild
   posthouse store rebuild --data /var/lib/posthouse`},
 
