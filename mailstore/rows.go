@@ -223,6 +223,9 @@ func (f *Folder) parse(row []byte) error {
 		f.keywords = append(f.keywords, r.string())
 	}
 	f.nextUID, f.nextMod = f.uidNext, f.mod+1
+	if !uidsKept {
+		f.nextUID = 1
+	}
 	if r.bad || len(f.keywords) > MaxKeywords {
 		return fmt.Errorf("folder row: %w", errRow)
 	}

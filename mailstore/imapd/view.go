@@ -181,7 +181,7 @@ func (v *view) compare(ch *mailstore.Changes) error {
 // tell writes what waits: expunges only where the protocol allows them
 // (RFC 9051 section 7.5.1), then the new number of messages, then flags.
 func (v *view) tell(w *imapserver.UpdateWriter, expunge bool) error {
-	if expunge {
+	if expunge || !expungesLater {
 		if err := v.tellExpunged(w.WriteExpunge); err != nil {
 			return err
 		}

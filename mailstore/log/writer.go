@@ -204,7 +204,7 @@ func (l *Log) writeGroup(bs []batch, mark uint64) {
 		answer(bs, nil)
 	}
 	took, err := l.sync()
-	if err != nil {
+	if err != nil && minded {
 		err = l.die(fmt.Errorf("sync %s: %w", w.name, err))
 		if !ackBeforeSync {
 			l.refuse(bs, err)

@@ -200,7 +200,7 @@ func (w *walk) endHeader(body, lf int64) {
 	p := l.part
 	p.Body, l.bodyLF = body, lf
 	w.fields(p)
-	deep := len(w.stack) >= MaxDepth || w.parts >= MaxParts
+	deep := boundsDepth && len(w.stack) >= MaxDepth || w.parts >= MaxParts
 	switch {
 	case p.Type == "multipart":
 		b := strings.TrimRight(p.Param("boundary"), " \t")

@@ -141,7 +141,7 @@ func (b *AdmitNode) apply(s *state, c *Command) (Result, string) {
 		switch {
 		case token.Revoked != 0:
 			return no(TokenRevoked, "the join token was revoked by %s", token.RevokedB), ""
-		case !token.Reusable && len(token.UsedBy) > 0:
+		case tokensOnce && !token.Reusable && len(token.UsedBy) > 0:
 			return no(TokenUsed, "the join token was used by %s", s.nodes[token.UsedBy[0]].Name), ""
 		case c.At >= token.Expires:
 			return no(TokenExpired, "the join token has expired; ask for a new one"), ""

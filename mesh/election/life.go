@@ -215,8 +215,10 @@ func (l *life) makeReady() error {
 	if l.readyTerm.Load() == term {
 		return nil
 	}
-	if err := l.raft.Barrier(applyTimeout).Error(); err != nil {
-		return err
+	if waitsForBarrier {
+		if err := l.raft.Barrier(applyTimeout).Error(); err != nil {
+			return err
+		}
 	}
 	l.readyTerm.Store(term)
 	l.e.wake()

@@ -52,7 +52,7 @@ func (k *Key) common(check func(string, mesh.KeyHash) error, alpns []string) *tl
 		Certificates:           []tls.Certificate{k.cert},
 		MinVersion:             tls.VersionTLS13,
 		NextProtos:             alpns,
-		SessionTicketsDisabled: true,
+		SessionTicketsDisabled: nothingResumed,
 		// VerifyConnection runs in every handshake, unlike VerifyPeerCertificate.
 		VerifyConnection: func(cs tls.ConnectionState) error {
 			// RFC 7301 lets a client offer no ALPN at all; over TCP-like streams

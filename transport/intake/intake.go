@@ -91,7 +91,7 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 	if err != nil {
 		return "", err
 	}
-	if received(head) > MaxReceived {
+	if received(head) > MaxReceived && countsHops {
 		drain(rest)
 		return "", transport.Faultf(554, "5.4.6", "Routing loop: the message has passed more than %d systems", MaxReceived)
 	}
@@ -290,7 +290,7 @@ func (in *Intake) mend(env *transport.Envelope, head []byte) ([]byte, error) {
 			if err := in.mayWrite(env, f.Value); err != nil {
 				return nil, err
 			}
-		case f.Is("Bcc"):
+		case f.Is("Bcc") && hidesBcc:
 			out = append(out, head[last:f.Start]...)
 			last = f.End
 		}
@@ -320,7 +320,7 @@ func (in *Intake) mayWrite(env *transport.Envelope, value []byte) error {
 			continue
 		}
 		addr, err := mesh.ParseAddress(a.Mailbox + "@" + a.Host)
-		if err != nil || env.Origin == transport.OriginSubmission && !in.d.MaySend(env.Login, addr) {
+		if err != nil || env.Origin == transport.OriginSubmission && checksFrom && !in.d.MaySend(env.Login, addr) {
 			return transport.Faultf(553, "5.7.1", "You may not write as the address in the From or Sender field")
 		}
 	}

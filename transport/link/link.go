@@ -444,7 +444,9 @@ func (e *Endpoint) SetPeers(self mesh.NodeID, peers []Peer) {
 	for _, c := range spliced {
 		c.Reset()
 	}
-	closeAll(open, codeRevoked, "not admitted")
+	if revokesAtOnce {
+		closeAll(open, codeRevoked, "not admitted")
+	}
 	for _, p := range gone {
 		e.log.Info("peer removed", "peer", p.id.String())
 	}

@@ -205,7 +205,9 @@ func (e *edit) accept(rec log.Record, m *acceptMeta) error {
 			}
 			n++
 			if m.Keeper != 0 {
-				x.State = Kept
+				if waitsForRelease {
+					x.State = Kept
+				}
 				k := seenKey(m.Envelope.ID, rc.Key())
 				if s, err := e.lookup(k); err != nil {
 					return err

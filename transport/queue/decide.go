@@ -215,6 +215,10 @@ func (p *Policy) Step(now time.Duration, dest transport.Destination, l *row, ev 
 func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row, r *rcpt, a answer, jitter func() float64) change {
 	res := a.Result
 	c := change{N: r.N, Last: &res, Attempts: r.Attempts + 1}
+	if !deferredWaits && res.Outcome == transport.Deferred {
+		c.State = Done
+		return c
+	}
 	switch res.Outcome {
 	case transport.Delivered, transport.Relayed:
 		c.State = Done
@@ -325,7 +329,7 @@ func (p *Policy) fail(l *row, r *rcpt, c *change) {
 		c.Add |= owesFailed
 	case l.Origin == transport.OriginOutside:
 		c.State, c.Add = Aside, 0
-	case l.From == "":
+	case l.From == "" && noReportToNobody:
 	case r.R.Notify == 0 || r.R.Notify&transport.NotifyFailure != 0:
 		c.Add |= owesFailed
 	}

@@ -248,7 +248,7 @@ func (s State) resolve(env *transport.Envelope, a mesh.Address) (Resolution, *tr
 	res := s.Directory.Resolve(a)
 	switch {
 	case res.Kind == Outside:
-		if !inside(env.Origin) {
+		if relaysForOwnOnly && !inside(env.Origin) {
 			return res, transport.Faultf(550, "5.7.1", "Relaying denied: log in to send to other domains")
 		}
 	case res.Kind == Unknown:

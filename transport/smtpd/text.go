@@ -26,6 +26,13 @@ var errTail = errors.New("refused text goes on for too long")
 // be taken for the end of the message.
 type cutError struct{ err error }
 
+func cut(err error) error {
+	if !wholeTextsOnly {
+		return io.EOF
+	}
+	return cutError{err}
+}
+
 func (e cutError) Error() string { return "message cut: " + e.err.Error() }
 
 func (e cutError) Unwrap() error {
@@ -111,7 +118,7 @@ func (d *dotText) next(p []byte) (n int, err error) {
 				break // give out what there is before waiting
 			}
 			if err := d.w.fill(); err != nil {
-				d.err = cutError{err}
+				d.err = cut(err)
 				break
 			}
 			continue
@@ -249,7 +256,7 @@ func (c *chunkText) Read(p []byte) (int, error) {
 		}
 		size, last, err := c.more()
 		if err != nil {
-			c.err = cutError{err}
+			c.err = cut(err)
 			return 0, c.err
 		}
 		c.begin(size, last)
@@ -259,7 +266,7 @@ func (c *chunkText) Read(p []byte) (int, error) {
 	}
 	if c.w.buffered() == 0 {
 		if err := c.w.fill(); err != nil {
-			c.err = cutError{err}
+			c.err = cut(err)
 			return 0, c.err
 		}
 	}

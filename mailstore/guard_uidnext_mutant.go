@@ -1,0 +1,5 @@
+//go:build mutant_uidnext
+
+package mailstore
+
+const uidsKept = false

@@ -1,0 +1,5 @@
+//go:build mutant_expunge
+
+package imapd
+
+const expungesLater = false

@@ -1,0 +1,5 @@
+//go:build mutant_sync_error
+
+package log
+
+const minded = false

@@ -1,0 +1,5 @@
+//go:build mutant_depth
+
+package mime
+
+const boundsDepth = false

@@ -1,0 +1,5 @@
+//go:build mutant_token_reuse
+
+package domain
+
+const tokensOnce = false

@@ -1,0 +1,5 @@
+//go:build mutant_barrier
+
+package election
+
+const waitsForBarrier = false

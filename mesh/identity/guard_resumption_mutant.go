@@ -1,0 +1,5 @@
+//go:build mutant_resumption
+
+package identity
+
+const nothingResumed = false

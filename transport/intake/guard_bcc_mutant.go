@@ -1,0 +1,5 @@
+//go:build mutant_bcc
+
+package intake
+
+const hidesBcc = false

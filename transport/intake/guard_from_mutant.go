@@ -1,0 +1,5 @@
+//go:build mutant_from
+
+package intake
+
+const checksFrom = false

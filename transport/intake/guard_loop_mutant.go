@@ -1,0 +1,5 @@
+//go:build mutant_loop
+
+package intake
+
+const countsHops = false

@@ -1,0 +1,5 @@
+//go:build mutant_revoke
+
+package link
+
+const revokesAtOnce = false

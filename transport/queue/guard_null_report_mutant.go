@@ -1,0 +1,5 @@
+//go:build mutant_null_report
+
+package queue
+
+const noReportToNobody = false

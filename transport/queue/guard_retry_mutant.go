@@ -1,0 +1,5 @@
+//go:build mutant_retry
+
+package queue
+
+const deferredWaits = false

@@ -1,0 +1,5 @@
+//go:build mutant_two_phase
+
+package queue
+
+const waitsForRelease = false

@@ -1,0 +1,5 @@
+//go:build mutant_open_relay
+
+package route
+
+const relaysForOwnOnly = false

@@ -1,0 +1,5 @@
+//go:build mutant_truncated
+
+package smtpd
+
+const wholeTextsOnly = false
