@@ -19,7 +19,7 @@ var functions = template.FuncMap{
 	"ago":  ago,
 	"utc":  func(t time.Time) string { return t.UTC().Format(time.RFC3339) },
 	"ms":   func(f float64) string { return fmt.Sprintf("%.1f ms", f) },
-	"age":  func(s int64) string { return short(time.Duration(s) * time.Second) },
+	"age":  age,
 	"join": strings.Join,
 }
 
@@ -29,6 +29,14 @@ func ago(t time.Time) string {
 		return "–"
 	}
 	return short(time.Since(t))
+}
+
+// age prints how old the oldest of something is; nothing is no age.
+func age(s int64) string {
+	if s <= 0 {
+		return "–"
+	}
+	return short(time.Duration(s) * time.Second)
 }
 
 func short(d time.Duration) string {
@@ -161,10 +169,11 @@ func (s *Server) meshPage(ctx context.Context, x *frame) (err error) {
 	for _, m := range x.Status.Members {
 		d := dot{Member: m, X: cx, Y: cy, Self: m.Name == x.Status.Node, Label: m.Role}
 		if !d.Self {
-			angle := 2*math.Pi*float64(i)/float64(others) - math.Pi/2
+			// From the left round, so that two lie beside each other, not above.
+			angle := 2*math.Pi*float64(i)/float64(others) + math.Pi
 			far := 0.55 + 0.45*math.Min(1, math.Log1p(m.RTT)/math.Log1p(300))
 			d.X, d.Y = cx+far*270*math.Cos(angle), cy+far*130*math.Sin(angle)
-			l := line{X1: cx, Y1: cy, X2: d.X, Y2: d.Y, Cut: m.State == "unreachable", LX: (cx + d.X) / 2, LY: (cy+d.Y)/2 - 4}
+			l := line{X1: cx, Y1: cy, X2: d.X, Y2: d.Y, Cut: m.State == "unreachable", LX: (cx+d.X)/2 - 22*math.Abs(math.Sin(angle)), LY: (cy+d.Y)/2 - 6} // beside the line
 			if l.Label = fmt.Sprintf("%.1f ms", m.RTT); l.Cut {
 				l.Label = "cut off"
 			}
