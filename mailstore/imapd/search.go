@@ -421,7 +421,7 @@ func streamContains(r io.Reader, low, buf []byte) (bool, error) {
 			}
 		}
 		if whole > 0 {
-			tail = append(tail, bytes.ToLower(buf[:whole])...)
+			tail = appendLower(tail, buf[:whole])
 			if bytes.Contains(tail, low) {
 				return true, nil
 			}
@@ -437,4 +437,20 @@ func streamContains(r io.Reader, low, buf []byte) (bool, error) {
 			return false, err
 		}
 	}
+}
+
+// appendLower appends the lower case of b, without an allocation for what is
+// ASCII.
+func appendLower(dst, b []byte) []byte {
+	at := len(dst)
+	dst = append(dst, b...)
+	for i, c := range dst[at:] {
+		switch {
+		case c >= utf8.RuneSelf:
+			return append(dst[:at+i], bytes.ToLower(b[i:])...)
+		case 'A' <= c && c <= 'Z':
+			dst[at+i] = c + ('a' - 'A')
+		}
+	}
+	return dst
 }
