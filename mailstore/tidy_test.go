@@ -13,6 +13,7 @@ import (
 	"posthouse/mailstore"
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/journal/journaltest"
+	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
 	"posthouse/mailstore/log/simfs"
 	"posthouse/transport"
@@ -343,4 +344,109 @@ func TestTheDiskStaysBoundedWhileMailComesAndGoes(t *testing.T) {
 		}
 		w.sameAfterReplay(1)
 	})
+}
+
+// desk is a queue as far as the log knows one: it accepts, and names what waits.
+type desk struct {
+	waits   map[uint64]bool
+	refs    map[uint64]log.Ref
+	applied []string
+}
+
+func (d *desk) Apply(r log.Record, b *kv.Batch, live bool) error {
+	d.refs[r.Seq] = r.Ref
+	d.applied = append(d.applied, fmt.Sprintf("%d %v", r.Seq, live))
+	return nil
+}
+func (d *desk) Lasting(log.Kind) bool { return false }
+func (d *desk) Live(mark func(uint64, int64)) error {
+	for seq := range d.waits {
+		mark(seq, 0)
+	}
+	return nil
+}
+
+func TestABodyThatADeliveryNamesStaysAndIsNeverAcceptedAgain(t *testing.T) {
+	disk := journaltest.NewDisk(t)
+	disk.Options.Log.SegmentSize, disk.Options.Log.SpoolThreshold = 4<<10, 2<<10
+	d := &desk{waits: map[uint64]bool{}, refs: map[uint64]log.Ref{}}
+	w := &world{t: t, disk: disk}
+	open := func() {
+		w.j = disk.Open(t)
+		w.s = mailstore.New(w.j, mailstore.Options{})
+		w.j.Register(d, log.KindAccept) // after the store
+		if err := w.j.Start(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	open()
+	w.create(1)
+	ctx := t.Context()
+	var refs []log.Ref
+	var metas []string
+	for i := range 12 {
+		body := big(fmt.Sprint(i), 300<<(i%5))
+		tk := w.j.Append(log.Entry{Kind: log.KindAccept, Meta: []byte("an envelope"), Body: w.draft(body)})
+		if err := tk.Applied(ctx); err != nil {
+			t.Fatal(err)
+		}
+		rec := d.refs[tk.First()]
+		refs, metas = append(refs, rec), append(metas, body)
+		if i == 11 {
+			d.waits[tk.First()] = true
+			continue
+		}
+		if _, err := w.s.Deliver(ctx, &mailstore.Delivery{Envelope: transport.Envelope{ID: w.newID(), From: "ada@example.net"},
+			Rcpts: []transport.Recipient{{Mailbox: boxID(1)}}, Source: rec, Structure: structure(body), LegSeq: tk.First()}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	in := w.folder(1, "INBOX")
+	in.SetFlags(ctx, []mailstore.UID{1, 2, 3, 4, 5, 6, 8, 9, 10}, mailstore.FlagsAdd, []mailstore.Flag{mailstore.Deleted}, 0)
+	if _, err := in.Expunge(ctx, nil); err != nil {
+		t.Fatal(err)
+	}
+	picture := w.picture(1)
+	w.tidy()
+	for range 2 {
+		if got := w.picture(1); got != picture {
+			t.Fatalf("got\n%s\nwant\n%s", got, picture)
+		}
+		gone, content := 0, 0
+		for i, r := range refs {
+			rec, err := w.j.Record(r)
+			expunged := i != 6 && i < 10
+			switch {
+			case errors.Is(err, log.ErrGone) && expunged:
+				gone++
+				continue
+			case err != nil:
+				t.Fatalf("acceptance %d: %v", i, err)
+			case rec.Kind == log.KindContent && len(rec.Meta) == 0 && i < 11:
+				content++
+			case rec.Kind != log.KindAccept || string(rec.Meta) != "an envelope":
+				t.Errorf("acceptance %d has become %+v", i, rec)
+			}
+			b, err := w.j.Body(r).Open()
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, err := io.ReadAll(b)
+			b.Close()
+			if err != nil || string(text) != metas[i] {
+				t.Errorf("body %d: %d bytes, %v", i, len(text), err)
+			}
+		}
+		if gone < 7 || content == 0 {
+			t.Errorf("%d are gone, of %d the content is left", gone, content)
+		}
+		d.applied = nil
+		disk.Crash(t)
+		w.s.Close()
+		disk.DropView(t)
+		open()
+		if len(d.applied) > 0 {
+			t.Errorf("accepted again: %v", d.applied)
+		}
+	}
 }

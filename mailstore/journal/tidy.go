@@ -335,8 +335,8 @@ func (p *tidy) runs(floor uint64) (out []run) {
 		if p.opt.Force {
 			few = 2
 		}
-		saves := r.total - r.live
-		if len(r.numbers) > 0 && (dead > 0 && saves*2 >= r.live || len(r.numbers) >= few && !p.full) {
+		enough := p.opt.Force || (r.total-r.live)*2 >= r.live // for what is written
+		if len(r.numbers) > 0 && (dead > 0 && enough || len(r.numbers) >= few && !p.full) {
 			out = append(out, r)
 		}
 		r, dead = run{}, 0
@@ -354,9 +354,14 @@ func (p *tidy) runs(floor uint64) (out []run) {
 		if p.opt.Force {
 			least = min(4<<10, least)
 		}
-		pays := total-live >= least && live*2 < total
-		if p.full {
-			pays = total-live >= least && live*4 < total
+		pays := total-live >= least
+		switch {
+		case p.full:
+			pays = pays && live*4 < total
+		case p.opt.Force:
+			pays = pays && live*8 < total*7
+		default:
+			pays = pays && live*2 < total
 		}
 		small := s.Bytes < p.j.segment/8
 		if p.full && !pays {

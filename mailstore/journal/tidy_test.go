@@ -12,6 +12,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -235,7 +236,15 @@ func TestADamagedCheckpointIsNamedAndTheOneBeforeItUsed(t *testing.T) {
 						s.take(t, fmt.Sprintf("%c%02d", 'a'+i, i))
 					}
 				}
-				s.tidy(t)
+				s.j.Checkpoint(t.Context(), func(int) error { return nil })
+				s.take(t, "g06")
+				s.put(t, "y98", 900)
+				s.put(t, "x97", 900)
+				s.take(t, "x97")
+				s.j.Checkpoint(t.Context(), func(int) error { return nil })
+				if got, err := s.j.Tidy(t.Context(), journal.TidyOptions{Growth: 1 << 40}); err != nil || got.Checkpoints > 0 || got.Segments == 0 {
+					t.Fatalf("%+v %v", got, err)
+				}
 				s.take(t, "d03")
 				s.put(t, "z99", 30)
 				want := s.things(t)
@@ -365,10 +374,11 @@ func TestNoCheckpointIsMadeOfAViewThatIsWrong(t *testing.T) {
 
 func TestOnAFullDiskOnlyWhatFreesMuchIsDone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		free := int64(1 << 40)
+		var free atomic.Int64
+		free.Store(1 << 40)
 		d := journaltest.NewDisk(t)
 		d.Options.Log.SegmentSize, d.Options.Log.SpoolThreshold = 4<<10, 2<<10
-		d.Options.View.Statfs = func(string) (kv.FS, error) { return kv.FS{Total: 1 << 41, Free: free}, nil }
+		d.Options.View.Statfs = func(string) (kv.FS, error) { return kv.FS{Total: 1 << 41, Free: free.Load()}, nil }
 		s := shelved(t, d)
 		for i := range 40 {
 			s.put(t, fmt.Sprintf("%c%02d", 'a'+i%26, i), 100<<(i%6))
@@ -383,7 +393,7 @@ func TestOnAFullDiskOnlyWhatFreesMuchIsDone(t *testing.T) {
 		}
 		want := s.things(t)
 		time.Sleep(time.Second) // the view is on disk
-		free = 0
+		free.Store(0)
 		time.Sleep(10 * time.Second)
 		if !s.j.View().Full() {
 			t.Fatal("not full")
@@ -395,7 +405,7 @@ func TestOnAFullDiskOnlyWhatFreesMuchIsDone(t *testing.T) {
 		if now := s.things(t); !slices.Equal(now, want) {
 			t.Errorf("%v, want %v", now, want)
 		}
-		free = 1 << 40
+		free.Store(1 << 40)
 		time.Sleep(10 * time.Second)
 		d.Crash(t)
 		d.DropView(t)

@@ -304,7 +304,16 @@ func (b *body) Open() (transport.BodyReader, error) {
 	}
 	defer b.l.files.put(o)
 	if r.external {
-		return b.l.openBody(r.bodySeg, r.bodyLen, r.bodyCRC)
+		br, err := b.l.openBody(r.bodySeg, r.bodyLen, r.bodyCRC)
+		if err != nil {
+			// Compaction may have dropped record and body since the record was read.
+			if o, _, _, again := b.load(); again == nil {
+				b.l.files.put(o)
+			} else if errors.Is(again, ErrGone) {
+				return nil, fmt.Errorf("body of record %d: %w", b.ref.Seq, ErrGone)
+			}
+		}
+		return br, err
 	}
 	off := ref.Offset + recordSize + r.metaLen
 	p := make([]byte, r.bodyLen)
