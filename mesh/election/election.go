@@ -133,6 +133,7 @@ type Election struct {
 
 	polling bool
 	added   time.Time // when a member was added last; owned by Run
+	frozen  uint64    // the index of the frozen state that this run has written; Run's own
 
 	ops    chan func() // run by Run, one at a time
 	kick   chan struct{}
@@ -238,6 +239,7 @@ func (e *Election) Run(ctx context.Context) error {
 	soon.Stop()
 	defer soon.Stop()
 	defer e.end(true)
+	defer e.keepCopy() // before it
 	for {
 		e.publish()
 		select {
@@ -254,6 +256,7 @@ func (e *Election) Run(ctx context.Context) error {
 			e.poll(work, &wg)
 		case <-tick.C:
 			e.poll(work, &wg)
+			e.keepCopy()
 		case <-soon.C:
 			e.poll(work, &wg)
 		case cs := <-e.polled:

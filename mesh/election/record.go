@@ -183,11 +183,29 @@ func (e *Election) thaw() error {
 }
 
 func (e *Election) saveFrozen() error {
+	at, _ := e.d.Machine.Applied()
 	b, err := encodeMachine(e.d.Machine)
+	if err == nil {
+		err = e.d.Storage.save(frozenName, b)
+	}
 	if err != nil {
 		return err
 	}
-	return e.d.Storage.save(frozenName, b)
+	e.frozen = at
+	return nil
+}
+
+// keepCopy has the frozen state follow the machine's, a few seconds behind: when
+// the log turns out to be damaged, this node still knows its people, with a
+// master or without.
+func (e *Election) keepCopy() {
+	at, _ := e.d.Machine.Applied()
+	if l := e.current(); l == nil || l.must.Load() || at <= e.frozen {
+		return
+	}
+	if err := e.saveFrozen(); err != nil {
+		e.log.Warn("the second copy of the domain state could not be written", "err", err)
+	}
 }
 
 // freeze stops Raft for good: the log holds what this version does not know.
@@ -215,8 +233,10 @@ func (e *Election) anew(cause error) error {
 	e.mu.Lock()
 	e.damaged = cause.Error()
 	e.mu.Unlock()
-	if err := e.saveFrozen(); err != nil {
-		return errors.Join(cause, err)
+	if at, _ := e.d.Machine.Applied(); at > e.frozen { // at the start nothing is applied, and the copy is all there is
+		if err := e.saveFrozen(); err != nil {
+			return errors.Join(cause, err)
+		}
 	}
 	if err := e.saveRecord(func(r *record) { r.Switching, r.Wiped = true, true }); err != nil {
 		return errors.Join(cause, err)
@@ -226,6 +246,8 @@ func (e *Election) anew(cause error) error {
 
 // restored notes that the state of the lineage has arrived.
 func (e *Election) restored() {
+	e.frozen = 0 // of the lineage before
+	e.keepCopy()
 	if err := e.saveRecord(func(r *record) { r.Must = false }); err != nil {
 		e.log.Warn("the election's record could not be written", "err", err)
 	}

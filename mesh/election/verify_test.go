@@ -1,12 +1,14 @@
 package election
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -116,4 +118,53 @@ func TestAFlippedBitOfTheElectionsFilesIsNamedOrHarmless(t *testing.T) {
 		}
 	}
 	t.Logf("of 60 flips each were named: %v", named)
+}
+
+func TestANodeAloneWithADamagedLogStillKnowsWhatItKnew(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "election")
+	bubble(t, func(t *testing.T, w *world) {
+		open := func() Storage {
+			s, err := NewFileStorage(dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return s
+		}
+		a := w.start(1, open())
+		if _, err := a.Bootstrap(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		a.say("admit %s 0", a.id)
+		a.say("user anna")
+		time.Sleep(2 * pollEvery)
+		before := a.m.text()
+		a.shut()
+		logs, err := filepath.Glob(filepath.Join(dir, "raft", "*.wal"))
+		if err != nil || len(logs) == 0 {
+			t.Fatal(logs, err)
+		}
+		b, err := os.ReadFile(logs[0])
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[segmentHeader+frameHeader+5] ^= 1
+		if err := os.WriteFile(logs[0], b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			a = w.start(1, open())
+			<-a.Ready()
+			if got := a.m.text(); got != before {
+				t.Errorf("it knows %q, and knew %q", got, before)
+			}
+			a.shut()
+		}
+		// A person makes it a mesh again.
+		a = w.start(1, open())
+		<-a.Ready()
+		if _, err := a.Promote(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		a.say("user boris")
+	})
 }
