@@ -102,11 +102,11 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
-	n.began, n.rec = time.Now(), newKeeper(env.Files, cfg.Data)
+	n.env.Files = twofold{env.Files, n.mended}
+	n.began, n.rec = time.Now(), newKeeper(n.env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
 	n.vettedOnce = sync.OnceFunc(func() { close(n.vetted) })
 	n.log = env.Logger.With("node", cfg.Name)
-	n.env.Files = twofold{env.Files, n.mended}
 	n.board = health.New(n.live.send)
 	n.setStage("the node is starting")
 	n.setPhase(mesh.Fresh)
