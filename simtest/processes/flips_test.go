@@ -167,6 +167,11 @@ func TestAFlippedBitIsHarmlessOrNamed(t *testing.T) {
 		m.WaitFor("hq ends", 30*time.Second, func() bool { return !running(pid) })
 	}
 	images := []string{hq.Data + ".killed", hq.Data + ".stopped"}
+	// The second copy of the domain state follows within seconds.
+	m.WaitFor("the domain state has its second copy", 20*time.Second, func() bool {
+		_, err := os.Stat(filepath.Join(hq.Data, "election", "frozen"))
+		return err == nil
+	})
 	stop(syscall.SIGKILL)
 	run(t, "cp", "-a", hq.Data, images[0])
 	m.Start("hq")
@@ -174,7 +179,7 @@ func TestAFlippedBitIsHarmlessOrNamed(t *testing.T) {
 	run(t, "cp", "-a", hq.Data, images[1])
 
 	random := rand.New(rand.NewPCG(7, 8))
-	flips, each := Count(60, 1000), 4
+	flips, each := Count(32, 1000), 4
 	quiet, named, said, met := 0, 0, 0, map[string][3]int{}
 	for round := range (flips + each - 1) / each {
 		image := images[round%2]
