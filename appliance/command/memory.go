@@ -7,16 +7,11 @@ import (
 	"time"
 )
 
-// garbage is how much garbage, in percent of what lives, comes together before
-// it is collected: a node's live memory is small, and most of it are buffers
-// without pointers.
-const garbage = 200
-
 // What a burst took (passwords hashed, a large mailbox listed) goes back to the
 // system when the node has been quiet: the runtime alone takes minutes for it,
 // and an office's machine has other work.
 const (
-	tidyEvery = 2 * time.Second
+	tidyEvery = 500 * time.Millisecond
 	tidyQuiet = 1 << 20 // bytes allocated between two looks: less is idleness
 	tidyWorth = 8 << 20 // bytes allocated since the last time: less is not worth it
 )

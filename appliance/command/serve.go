@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"sync"
 	"syscall"
 
@@ -53,7 +52,6 @@ line an event to standard error.`,
 			}
 			ctx, cancel := context.WithCancel(c.Context())
 			var wg sync.WaitGroup
-			debug.SetGCPercent(garbage)
 			wg.Go(func() { tidy(ctx) })
 			defer wg.Wait()
 			defer cancel()
