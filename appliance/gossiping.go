@@ -3,6 +3,7 @@ package appliance
 import (
 	"context"
 	"net"
+	"sync"
 	"time"
 
 	"posthouse/mesh"
@@ -99,19 +100,22 @@ func (n *Node) heard() map[mesh.NodeID]gossip.Member {
 func (n *Node) detours(ctx context.Context, news <-chan struct{}) error {
 	for {
 		var timer <-chan time.Time
+		var asks sync.WaitGroup
 		said := n.heard()
 		for _, p := range n.link.Peers() {
 			if p.Connected || said[p.ID].Status != gossip.Alive {
 				continue
 			}
 			timer = time.After(detourEvery)
-			known := p.Via != 0
-			if _, err := n.ask(ctx, p.ID, call{What: callHello}); err == nil && !known {
-				n.queue.PeerUp(p.ID)
-				n.relay.PeerUp(p.ID)
-				n.refreshView()
-			}
+			asks.Go(func() {
+				if _, err := n.ask(ctx, p.ID, call{What: callHello}); err == nil && p.Via == 0 {
+					n.queue.PeerUp(p.ID)
+					n.relay.PeerUp(p.ID)
+					n.refreshView()
+				}
+			})
 		}
+		asks.Wait()
 		select {
 		case <-news:
 		case <-timer:

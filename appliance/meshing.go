@@ -391,6 +391,8 @@ func (n *Node) lookUp(ctx context.Context, hostport string) (addrs []netip.AddrP
 
 // refreshView publishes how this node sees the mesh.
 func (n *Node) refreshView() {
+	n.viewing.Lock() // or an older picture could replace a newer one
+	defer n.viewing.Unlock()
 	v := &mesh.View{Self: n.id}
 	var es election.State
 	if e := n.elected(); e != nil {

@@ -56,6 +56,8 @@ type Node struct {
 	check *login.Checker
 	dir   *directory
 	view  atomic.Pointer[mesh.View]
+	// viewing is held while a view is made; nothing under it waits.
+	viewing sync.Mutex
 
 	journal  *journal.Journal
 	store    *mailstore.Store

@@ -199,3 +199,40 @@ func TestAFounderOfTwoThatWasRestoredFollowsTheOther(t *testing.T) {
 		}
 	})
 }
+
+// What the image holds for the outside may have left long ago: nobody outside
+// gets it twice, and a person decides.
+func TestWhatAnOldImageHoldsForTheOutsideIsNotSentAgain(t *testing.T) {
+	story(t, three, func(t *testing.T, w *World) {
+		hq, to := w.Office("hq"), "keep@example.net"
+		taken := func() int {
+			w.Outside.mu.Lock()
+			defer w.Outside.mu.Unlock()
+			return len(w.Outside.got[delivery{"once", to}])
+		}
+		w.Outside.Shut()
+		c, err := w.smtp("hq", 587, "hq@"+Domain, "secret")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if answers, err := c.send("hq@"+Domain, []string{to}, text("hq@"+Domain, to, "once")); err != nil || answers[0] != 250 {
+			t.Fatal(answers, err)
+		}
+		c.close()
+		hq.Stop()
+		old := hq.image(t)
+		w.Outside.Open()
+		hq.Start()
+		w.Until("it left", 10*time.Minute, func() bool { return taken() == 1 })
+		time.Sleep(time.Minute)
+		hq.Kill()
+		hq.restore(t, old)
+		hq.Start()
+		w.Until("it is held", 10*time.Second, func() bool { return hq.Status().QueueHeld == 1 })
+		time.Sleep(time.Hour)
+		if n := taken(); n != 1 {
+			t.Errorf("the outside got it %d times", n)
+		}
+		w.works("after the image")
+	})
+}
