@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -140,16 +139,6 @@ func (d *disk) cut(kill func(), gone func() bool) {
 		d.t.Fatal(err)
 	}
 	d.mount()
-}
-
-// free is what is left on the disk, in bytes.
-func (d *disk) free() int64 {
-	d.t.Helper()
-	var s syscall.Statfs_t
-	if err := syscall.Statfs(d.dir, &s); err != nil {
-		d.t.Fatal(err)
-	}
-	return int64(s.Bavail) * s.Bsize
 }
 
 // fill has another process write until the disk is full, and returns how to

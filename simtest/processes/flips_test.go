@@ -214,7 +214,8 @@ func TestAFlippedBitIsHarmlessOrNamed(t *testing.T) {
 		}
 		// Start it, as a supervisor would: a second time if need be.
 		if out, err := m.Command("demo", "start", "--dir", m.Dir, "hq"); err != nil {
-			if out, err = m.Command("demo", "start", "--dir", m.Dir, "hq"); err != nil {
+			if again, err := m.Command("demo", "start", "--dir", m.Dir, "hq"); err != nil {
+				out += again
 				t.Errorf("with %v the node does not start: %v\n%s", fs, err, out)
 				stop(syscall.SIGKILL)
 				continue

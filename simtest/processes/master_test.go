@@ -281,13 +281,3 @@ func TestTwoOfficesArePromotedApartAndHeal(t *testing.T) {
 		return e1 == nil && e2 == nil && a.StateHash == b.StateHash && a.Generation == 2
 	})
 }
-
-// logOf returns what an office has logged since it had so many bytes.
-func (m *Mesh) logOf(office string, after int) string {
-	m.tb.Helper()
-	b, err := os.ReadFile(m.Node(office).Log)
-	if err != nil {
-		m.tb.Fatal(err)
-	}
-	return string(b[min(after, len(b)):])
-}
