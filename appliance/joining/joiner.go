@@ -262,6 +262,9 @@ func (j *Joiner) knock(ctx context.Context, addr string, in Intent, token *ident
 	}
 	var a Answer
 	if err := exchange(s.Conn, q, &a); err != nil {
+		if ctx.Err() != nil { // it speaks our language: its key was asked for in it
+			return nil, &Failure{Code: "join.unreachable", Text: addr + " did not answer in time.", Next: "Check that it has a master, or wait.", Cause: err}
+		}
 		return nil, &Failure{Code: "join.notmesh", Text: addr + " does not speak the language of a mesh.", Next: "Give the name of a node that is in the mesh.", Cause: err}
 	}
 	var secret []byte

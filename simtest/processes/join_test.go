@@ -86,6 +86,7 @@ func (m *Mesh) hasMember(office, member string) bool {
 }
 
 func TestNodesJoinByThreeDoorsAndArePutOutAgain(t *testing.T) {
+	t.Parallel()
 	m := Up(t, "hq", "plzen")
 	at := func(office string) string {
 		return fmt.Sprintf("%s:%d", m.Node(office).Address, m.Node(office).Ports.Mesh)
@@ -220,6 +221,7 @@ func TestNodesJoinByThreeDoorsAndArePutOutAgain(t *testing.T) {
 }
 
 func TestAJoinWaitsForAMaster(t *testing.T) {
+	t.Parallel()
 	m := Up(t, "hq", "plzen")
 	token, err := m.API("hq").CreateToken(t.Context(), admin.TokenRequest{})
 	if err != nil {
@@ -228,7 +230,7 @@ func TestAJoinWaitsForAMaster(t *testing.T) {
 	m.Kill("hq")
 	m.Spare("brno", 21)
 	m.join("brno", admin.JoinRequest{Target: token.Secret, At: fmt.Sprintf("%s:%d", m.Node("plzen").Address, m.Node("plzen").Ports.Mesh)})
-	t.Logf("without a master: %s", m.says("brno", "join.no-master", 30*time.Second))
+	t.Logf("without a master: %s", m.says("brno", "join.no-master", 60*time.Second))
 	if out, err := m.Command("status", "--json", "--socket", m.Node("brno").Socket); err != nil {
 		t.Errorf("status: %v %s", err, out)
 	}
@@ -238,6 +240,7 @@ func TestAJoinWaitsForAMaster(t *testing.T) {
 }
 
 func TestEachNodeRestartsWhileAnotherIsCutOff(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	procs := map[string]*Proc{}
 	for _, o := range three {

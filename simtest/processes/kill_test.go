@@ -73,6 +73,7 @@ func (m *Mesh) agree(limit time.Duration, offices ...string) (master string, ter
 }
 
 func TestAKilledOfficeGetsItsMailWithinFiveSecondsOfItsReturn(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	plzen := m.Adopt("plzen")
 	plzen.Ready(5 * time.Second)
@@ -101,6 +102,7 @@ func TestAKilledOfficeGetsItsMailWithinFiveSecondsOfItsReturn(t *testing.T) {
 }
 
 func TestAnyNodeMayBeKilledAtAnyInstant(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	var procs []*Proc
 	for _, o := range three {

@@ -1,6 +1,7 @@
 package processes
 
 import (
+	"flag"
 	"os"
 	"sync"
 	"testing"
@@ -10,6 +11,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
+	// The tests that say so run beside each other: they wait more than they work.
+	flag.Parse()
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		p.Value.Set("4")
+	}
 	code := m.Run()
 	Clean()
 	os.Exit(code)

@@ -16,6 +16,7 @@ import (
 )
 
 func TestTheMasterIsKilledAndReplacedAndTakesTheLeadBack(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	hq := m.Adopt("hq")
 	hq.Ready(5 * time.Second)
@@ -96,6 +97,7 @@ func TestTheMasterIsKilledAndReplacedAndTakesTheLeadBack(t *testing.T) {
 }
 
 func TestSIGTERMUnderLoadEndsCleanlyAndTheNextStartIsQuick(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	plzen := m.Adopt("plzen")
 	plzen.Ready(5 * time.Second)
@@ -179,6 +181,7 @@ func (m *Mesh) newUser(office, local string) error {
 }
 
 func TestTwoOfficesArePromotedApartAndHeal(t *testing.T) {
+	t.Parallel()
 	m := Up(t, "hq", "plzen")
 	hq, plzen := m.Adopt("hq"), m.Adopt("plzen")
 	hq.Ready(5 * time.Second)

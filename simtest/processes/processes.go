@@ -27,6 +27,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -115,6 +116,25 @@ type Mesh struct {
 	spares map[string]demo.Node
 }
 
+var networks atomic.Uint32
+
+// network returns a loopback network that no other mesh of this process has:
+// several may start at once, when none of them has a port open yet.
+func network(tb testing.TB) string {
+	tb.Helper()
+	for range 200 {
+		k := 20 + (uint32(os.Getpid())*7+networks.Add(1))%230
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.%d.11:2525", k))
+		if err != nil {
+			continue
+		}
+		l.Close()
+		return fmt.Sprintf("127.0.%d.0/24", k)
+	}
+	tb.Fatal("no loopback network is free")
+	return ""
+}
+
 // Up starts a demo of these offices and ends it with the test. What its nodes
 // logged is printed when the test has failed.
 func Up(tb testing.TB, offices ...string) *Mesh {
@@ -141,7 +161,7 @@ func UpOf(tb testing.TB, bin string, offices ...string) *Mesh {
 		}
 		os.RemoveAll(dir)
 	})
-	if out, err := m.Command("demo", "up", "--detach", "--dir", dir, "--offices", strings.Join(offices, ",")); err != nil {
+	if out, err := m.Command("demo", "up", "--detach", "--dir", dir, "--offices", strings.Join(offices, ","), "--net", network(tb)); err != nil {
 		tb.Fatalf("demo up: %v\n%s", err, out)
 	}
 	return m

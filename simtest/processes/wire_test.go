@@ -86,6 +86,7 @@ func (s *sniffer) end() map[string]string {
 }
 
 func TestNothingSecretIsOnTheWireOrInTheLogs(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	canary := "zz" + NewID()
 	secret := map[string][]byte{
@@ -254,6 +255,7 @@ func socketAddr(s string) string {
 }
 
 func TestANodeHasOneUDPPortAndTheDocumentedDoors(t *testing.T) {
+	t.Parallel()
 	m := Up(t, three...)
 	tr := m.NewTraffic()
 	ctx, cancel := context.WithCancel(t.Context())
