@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test prove race fuzz lint bench bench-engines mutants help clean tools
+.PHONY: all build demo test prove sim race fuzz lint bench bench-engines mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -20,6 +20,11 @@ test: tools ## every test; installs the Debian packages that they need when run 
 
 prove: tools ## the promises on real processes in full: every power cut, flip and kill of them (an hour; as root)
 	PROVE=full $(GO) test -count=1 -v -timeout 180m ./simtest/processes
+
+MINUTES ?= 10
+FROM    ?= 1
+sim: ## whole nodes in virtual time: random faults and load from seed FROM for MINUTES
+	$(GO) test ./simtest -count=1 -v -run 'TestRandom$$' -timeout 24h -args -minutes $(MINUTES) -from $(FROM) | grep -v '^ *--- PASS\|^=== RUN'
 
 race: ## the tests under the race detector
 	$(GO) test -race -timeout 60m ./...

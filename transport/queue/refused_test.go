@@ -1,10 +1,13 @@
 package queue
 
 import (
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"posthouse/mailstore/log/simfs"
 	"posthouse/transport"
 )
 
@@ -13,16 +16,23 @@ import (
 func TestAnAnswerThatAFullDiskRefusedIsRecordedLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
+		var full atomic.Bool
+		w.disk.FS.Hook = func(op simfs.Op) simfs.Fault {
+			if op.Name == "write" && full.Load() {
+				return simfs.Fault{Err: syscall.ENOSPC}
+			}
+			return simfs.Fault{}
+		}
 		w.start()
 		offers := 0
 		w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
 			offers++
-			w.disk.FS.SetFree(0)
+			full.Store(true)
 			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered, Code: 250})
 		}))
 		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
 		time.Sleep(time.Minute)
-		w.disk.FS.SetFree(-1)
+		full.Store(false)
 		time.Sleep(time.Minute)
 		want(t, w.left(), "")
 		want(t, offers, 1)

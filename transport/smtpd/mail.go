@@ -204,7 +204,7 @@ func (s *session) take(t *text, body io.Reader) (queued string, err error) {
 // unanswerable ends the session without an answer when nobody knows whether the
 // message was stored: a refusal could be a lie, an acceptance too.
 func (s *session) unanswerable(err error) bool {
-	if !errors.Is(err, transport.ErrUncertain) {
+	if !silentWhenUncertain || !errors.Is(err, transport.ErrUncertain) {
 		return false
 	}
 	s.srv.deps.Logger.Error("message neither taken nor refused", "session", s.ID, "client", s.Remote.String(), "err", err)

@@ -1,0 +1,5 @@
+//go:build mutant_answer_uncertain
+
+package smtpd
+
+const silentWhenUncertain = false
