@@ -204,6 +204,17 @@ func (a *app) node() (*api.Client, error) {
 	return api.Local(socket), nil
 }
 
+// on is a command that does something on the local node.
+func (a *app) on(f func(c *cobra.Command, n admin.Operations, args []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		n, err := a.node()
+		if err != nil {
+			return err
+		}
+		return f(c, n, args)
+	}
+}
+
 // listing adds --json to a command that lists.
 func (a *app) listing(c *cobra.Command) *cobra.Command {
 	c.Flags().BoolVar(&a.json, "json", false, "print JSON")

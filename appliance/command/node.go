@@ -21,17 +21,13 @@ func (a *app) remove(arg, short, said string, f func(admin.Operations) byName) *
 
 // one is a command on one named thing.
 func (a *app) one(use, short, said string, f func(admin.Operations) byName) *cobra.Command {
-	return &cobra.Command{Use: use, Short: short, Args: usage(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	return &cobra.Command{Use: use, Short: short, Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
 		if err := f(n)(c.Context(), args[0]); err != nil {
 			return err
 		}
 		fmt.Fprintf(a.Out, said, args[0])
 		return nil
-	}}
+	})}
 }
 
 func (a *app) init() *cobra.Command {
@@ -41,13 +37,10 @@ func (a *app) init() *cobra.Command {
 and its gateway to the Internet; the admin becomes the first user. Afterwards,
 make a token for each further office with: posthouse mesh token create`,
 		Example: "  posthouse init company.com --admin anna", Args: usage(cobra.ExactArgs(1)),
-		RunE: func(c *cobra.Command, args []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
 			r.Domain = args[0]
 			if r.AdminPassword == "" {
+				var err error
 				if r.AdminPassword, err = a.secret("Password for " + r.AdminName + "@" + r.Domain + ": "); err != nil {
 					return err
 				}
@@ -58,7 +51,7 @@ make a token for each further office with: posthouse mesh token create`,
 			}
 			fmt.Fprintf(a.Out, "The mesh of %s is founded. %s is its first admin.\nNext: posthouse mesh token create, and on the next office's node: posthouse join TOKEN\n", got.Domain, got.Admin)
 			return nil
-		}}
+		})}
 	c.Flags().StringVar(&r.AdminName, "admin", "admin", "local part of the first admin's address")
 	c.Flags().StringVar(&r.AdminPassword, "password", "", "the admin's password; asked for when absent")
 	c.Flags().StringVar(&r.Postmaster, "postmaster", "", "who gets mail to postmaster@ and abuse@ (default: the admin)")
@@ -77,13 +70,10 @@ this command ends. Three doors:
   posthouse join PH1-…                       a token from: posthouse mesh token create
   posthouse join mail.company.com --admin a@company.com
                                              with a mesh admin's password`,
-		Args: usage(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
 			r.Target = args[0]
 			if r.Admin != "" && r.Password == "" {
+				var err error
 				if r.Password, err = a.secret("Password for " + r.Admin + ": "); err != nil {
 					return err
 				}
@@ -92,7 +82,7 @@ this command ends. Three doors:
 				return err
 			}
 			return a.followJoin(c.Context(), n)
-		}}
+		})}
 	c.Flags().StringVar(&r.At, "at", "", "with a token: host or host:port where the mesh answers")
 	c.Flags().StringVar(&r.Admin, "admin", "", "a mesh admin's address")
 	c.Flags().StringVar(&r.Password, "password", "", "the admin's password; asked for when absent")
@@ -121,11 +111,7 @@ func (a *app) followJoin(ctx context.Context, n admin.Operations) error {
 
 func (a *app) status() *cobra.Command {
 	return a.listing(&cobra.Command{Use: "status", Short: "Is mail flowing, and who cannot do what", Args: usage(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			s, err := n.Status(c.Context())
 			if err != nil {
 				return err
@@ -146,18 +132,14 @@ func (a *app) status() *cobra.Command {
 			}
 			fmt.Fprintln(a.Out)
 			return a.memberTable(s)
-		}})
+		})})
 }
 
 func mebibytes(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 
 func (a *app) members() *cobra.Command {
 	return a.listing(&cobra.Command{Use: "members", Short: "The nodes of the mesh as this one sees them", Args: usage(cobra.NoArgs),
-		RunE: func(c *cobra.Command, _ []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			s, err := n.Status(c.Context())
 			if err != nil {
 				return err
@@ -166,7 +148,7 @@ func (a *app) members() *cobra.Command {
 				return a.print(s.Members, "", nil)
 			}
 			return a.memberTable(s)
-		}})
+		})})
 }
 
 func (a *app) memberTable(s admin.Status) error {
@@ -179,11 +161,7 @@ func (a *app) memberTable(s admin.Status) error {
 
 func (a *app) queue() *cobra.Command {
 	c := &cobra.Command{Use: "queue", Short: "Mail that waits on this node"}
-	c.AddCommand(a.listing(&cobra.Command{Use: "list", Short: "List what waits", Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	c.AddCommand(a.listing(&cobra.Command{Use: "list", Short: "List what waits", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 		es, err := n.Queue(c.Context())
 		if err != nil {
 			return err
@@ -205,12 +183,8 @@ func (a *app) queue() *cobra.Command {
 				add(e.ID, e.Destination, "<"+e.From+">", len(e.Recipients), e.Accepted.Format(time.RFC3339), next, said)
 			}
 		})
-	}}))
-	c.AddCommand(a.listing(&cobra.Command{Use: "show ID", Short: "Show one message with its recipients", Args: usage(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	})}))
+	c.AddCommand(a.listing(&cobra.Command{Use: "show ID", Short: "Show one message with its recipients", Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
 		es, err := n.Queue(c.Context())
 		if err != nil {
 			return err
@@ -229,7 +203,7 @@ func (a *app) queue() *cobra.Command {
 			})
 		}
 		return admin.Errorf(admin.NotFound, "queue.unknown", "No message %s waits here.", args[0])
-	}}))
+	})}))
 	for _, x := range []struct {
 		use, short, said string
 		sure             bool
@@ -284,11 +258,7 @@ func (a *app) mesh() *cobra.Command {
 	c := &cobra.Command{Use: "mesh", Short: "Nodes, tokens, and who is master"}
 	token := &cobra.Command{Use: "token", Short: "Join tokens"}
 	var tr admin.TokenRequest
-	create := a.listing(&cobra.Command{Use: "create", Short: "Make a token that lets one node join", Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	create := a.listing(&cobra.Command{Use: "create", Short: "Make a token that lets one node join", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 		t, err := n.CreateToken(c.Context(), tr)
 		if err != nil {
 			return err
@@ -298,16 +268,12 @@ func (a *app) mesh() *cobra.Command {
 		}
 		fmt.Fprintln(a.Out, t.Secret)
 		return nil
-	}})
+	})})
 	create.Flags().BoolVar(&tr.Reusable, "reusable", false, "several nodes may use it")
 	create.Flags().IntVar(&tr.Hours, "hours", 24, "how long it is good")
 	create.Flags().StringVar(&tr.Name, "name", "", "only for the node of this name")
 	token.AddCommand(create, a.one("revoke ID", "Make a token useless", "%s is revoked.\n", func(n admin.Operations) byName { return n.RevokeToken }),
-		a.listing(&cobra.Command{Use: "list", Short: "List tokens", Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		a.listing(&cobra.Command{Use: "list", Short: "List tokens", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			ts, err := n.Tokens(c.Context())
 			if err != nil {
 				return err
@@ -317,12 +283,8 @@ func (a *app) mesh() *cobra.Command {
 					add(t.ID, t.State, mark(t.Reusable), t.Expires.Format(time.RFC3339), dash(t.UsedBy))
 				}
 			})
-		}}))
-	pending := a.listing(&cobra.Command{Use: "pending", Short: "Nodes that ask to be admitted", Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+		})}))
+	pending := a.listing(&cobra.Command{Use: "pending", Short: "Nodes that ask to be admitted", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 		ps, err := n.PendingNodes(c.Context())
 		if err != nil {
 			return err
@@ -332,12 +294,8 @@ func (a *app) mesh() *cobra.Command {
 				add(p.ID, p.Name, p.Host, p.From, p.Code, p.Since.Format(time.RFC3339), p.State, dash(p.Clash))
 			}
 		})
-	}})
-	forked := a.listing(&cobra.Command{Use: "forked", Short: "Changes that were lost when a lineage ended", Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	})})
+	forked := a.listing(&cobra.Command{Use: "forked", Short: "Changes that were lost when a lineage ended", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 		fs, err := n.Forked(c.Context())
 		if err != nil {
 			return err
@@ -347,7 +305,7 @@ func (a *app) mesh() *cobra.Command {
 				add(f.Index, f.Time.Format(time.RFC3339), f.Actor, f.What)
 			}
 		})
-	}})
+	})})
 	c.AddCommand(token, pending, forked, a.promote(), a.nodeSwitches(), a.settings(),
 		a.one("approve ID", "Admit a pending node after comparing its code", "%s is admitted.\n", func(n admin.Operations) byName { return n.Approve }),
 		a.one("refuse ID", "Turn a pending node away", "%s is refused.\n", func(n admin.Operations) byName { return n.Refuse }),
@@ -361,11 +319,7 @@ func (a *app) nodeSwitches() *cobra.Command {
 		voter, gateway bool
 		priority       int
 	)
-	c := &cobra.Command{Use: "node NAME", Short: "Change a node's switches: voter, gateway, priority", Args: usage(cobra.ExactArgs(1)), RunE: func(c *cobra.Command, args []string) error {
-		n, err := a.node()
-		if err != nil {
-			return err
-		}
+	c := &cobra.Command{Use: "node NAME", Short: "Change a node's switches: voter, gateway, priority", Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
 		r := admin.NodeChange{Name: args[0]}
 		if c.Flags().Changed("voter") {
 			r.Voter = &voter
@@ -384,7 +338,7 @@ func (a *app) nodeSwitches() *cobra.Command {
 		}
 		fmt.Fprintf(a.Out, "%s is changed.\n", args[0])
 		return nil
-	}}
+	})}
 	c.Flags().BoolVar(&voter, "voter", true, "may hold the election")
 	c.Flags().BoolVar(&gateway, "gateway", false, "has an MX record and sends to the Internet")
 	c.Flags().IntVar(&priority, "priority", 0, "the highest leads when it can")
@@ -400,11 +354,7 @@ committed since this node heard of them last does not count any more. When they
 do come back they follow, and the page lists what they had committed.
 
 Without --yes it only says what may be lost.`,
-		Args: usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			got, err := n.Promote(c.Context(), r)
 			if err != nil {
 				return err
@@ -415,7 +365,7 @@ Without --yes it only says what may be lost.`,
 			}
 			fmt.Fprintf(a.Out, "%s\nTo do it: posthouse mesh promote --yes\n", strings.Join(got.MayLose, "\n"))
 			return nil
-		}}
+		})}
 	c.Flags().BoolVar(&r.Confirm, "yes", false, "do it")
 	c.Flags().StringSliceVar(&r.Revoke, "revoke", nil, "nodes to put out of the mesh, such as stolen ones")
 	c.Flags().StringSliceVar(&r.Forget, "forget", nil, "nodes that will not come back, such as burnt ones")

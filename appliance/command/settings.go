@@ -38,11 +38,7 @@ func (a *app) settings() *cobra.Command {
 	)
 	c := a.listing(&cobra.Command{Use: "settings", Short: "Values of the whole mesh: show them, or change those given",
 		Example: "  posthouse mesh settings\n  posthouse mesh settings --smarthost relay.provider.net:587 --max-message 50M",
-		Args:    usage(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error {
-			n, err := a.node()
-			if err != nil {
-				return err
-			}
+		Args:    usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			var r admin.SettingsChange
 			given := false
 			pick := func(flag string, set func()) {
@@ -56,11 +52,9 @@ func (a *app) settings() *cobra.Command {
 			pick("smarthost", func() { r.Smarthost = &smarthost })
 			pick("client-name", func() { r.ClientName = &clientName })
 			pick("postmaster", func() { r.Postmaster = &postmaster })
-			var s admin.Settings
+			s, err := n.Settings(c.Context())
 			if given {
 				s, err = n.ChangeSettings(c.Context(), r)
-			} else {
-				s, err = n.Settings(c.Context())
 			}
 			if err != nil {
 				return err
@@ -72,7 +66,7 @@ func (a *app) settings() *cobra.Command {
 				add("client-name", dash(s.ClientName))
 				add("postmaster", dash(s.Postmaster))
 			})
-		}})
+		})})
 	c.Flags().Var(&largest, "max-message", "largest message, such as 72M")
 	c.Flags().Var(&quota, "quota", "largest mailbox, such as 10G; 0 for none")
 	c.Flags().StringVar(&smarthost, "smarthost", "", "host or host:port that takes all mail for outside; \"\" sends directly")
