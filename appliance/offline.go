@@ -96,7 +96,7 @@ func openOffline(ctx context.Context, data string) (*offline, error) {
 	logger := slog.New(slog.DiscardHandler)
 	j, err := journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(data, "log")}, View: kv.Options{Dir: filepath.Join(data, "view")}, Logger: logger})
 	if errors.Is(err, kv.ErrLocked) {
-		return nil, admin.Errorf(admin.Conflict, "store.in-use", "The node runs; stop it first (systemctl stop posthouse).")
+		return nil, admin.Errorf(admin.Unavailable, "store.in-use", "The node runs; stop it first (systemctl stop posthouse).")
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open the store: %w", err)

@@ -227,7 +227,7 @@ func TestTheIndexIsMadeAnewFromTheLog(t *testing.T) {
 		if out := store(t, "verify", 75); !strings.Contains(out, "running") {
 			t.Errorf("verify says %q", out)
 		}
-		if out := store(t, "rebuild", 74); !strings.Contains(out, "stop the other one first") {
+		if out := store(t, "rebuild", 75); !strings.Contains(out, "stop it first") {
 			t.Errorf("rebuild says %q", out)
 		}
 		same(t)
