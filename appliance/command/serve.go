@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -39,8 +40,7 @@ line an event to standard error.`,
 			}
 			// A socket that a killed node left is in the way of the next one; one
 			// that answers is a living node's, which would be deaf without it.
-			if c, err := net.Dial("unix", cfg.ControlSocket); err == nil {
-				c.Close()
+			if answers(c.Context(), cfg.ControlSocket) {
 				return &ExitError{exConflict, fmt.Errorf("a node runs already with the control socket %s; stop it first, or give this one a control_socket of its own", cfg.ControlSocket)}
 			}
 			if err := os.Remove(cfg.ControlSocket); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -73,6 +73,29 @@ func startError(err error) error {
 		next = "ports below 1024 want root or the packaged service; or give another port in the configuration"
 	}
 	return &ExitError{exCantCreate, fmt.Errorf("%w; %s", err, next)}
+}
+
+// dying is how long a process that was killed may hold what it had open: its
+// memory goes first.
+const dying = 2 * time.Second
+
+// answers reports whether a living process listens on a control socket.
+func answers(ctx context.Context, socket string) bool {
+	for end := time.Now().Add(dying); ; {
+		c, err := net.Dial("unix", socket)
+		if err != nil {
+			return false
+		}
+		c.Close()
+		if time.Now().After(end) {
+			return true
+		}
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-ctx.Done():
+			return true
+		}
+	}
 }
 
 func (a *app) store() *cobra.Command {
