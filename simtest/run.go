@@ -389,7 +389,10 @@ func (x *player) quiet() {
 		took, ok = w.within(10*time.Minute, w.drained)
 		w.note("nothing waits for a node after %v more: %v", took, ok)
 	}
-	if _, ok = w.within(10*time.Second, w.Equal); !ok {
+	// Raft's back-off towards a node that was cut off grows to some ten seconds.
+	if took, ok = w.within(30*time.Second, w.Equal); ok {
+		w.note("the copies of the domain state are equal after %v", took)
+	} else {
 		w.violation("the copies of the domain state differ")
 	}
 	for _, o := range w.Offices {
