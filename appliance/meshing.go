@@ -492,16 +492,23 @@ func (n *Node) keepCertificate(ctx context.Context) error {
 		return nil, err
 	}
 	for {
-		wait := time.Hour
+		changed := n.live.wait()
 		if n.state.Founded() {
-			if err := n.certs.renew(ctx, ask); err != nil {
-				wait = 3 * time.Second
-				n.board.Set(health.Condition{Name: "tls.certificate", Severity: health.Warning, Text: "Mail clients see no certificate of the mesh at this office yet.", Next: "It is signed as soon as the founding node can be reached."})
-			} else {
-				n.board.Clear("tls.certificate", "")
-			}
+			break
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+	for {
+		wait := time.Hour
+		if err := n.certs.renew(ctx, ask); err != nil {
+			wait = 3 * time.Second
+			n.board.Set(health.Condition{Name: "tls.certificate", Severity: health.Warning, Text: sentence("mail clients see no certificate of the mesh at this office yet: " + err.Error()), Next: "It is signed as soon as the founding node can be reached; a host name outside the mail domain needs tls.certificate in the configuration."})
 		} else {
-			wait = 200 * time.Millisecond
+			n.board.Clear("tls.certificate", "")
 		}
 		select {
 		case <-time.After(wait):
