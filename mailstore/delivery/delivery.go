@@ -152,6 +152,9 @@ func (c *Carrier) pull(ctx context.Context, src transport.Source, held *held, un
 		select {
 		case under <- s:
 		case <-ctx.Done():
+			// Nobody else waits for it: without this a delivery that the log
+			// refused would keep its claim, and every repeat would fail with it.
+			s.pending.Applied(ctx)
 			return context.Cause(ctx)
 		}
 	}
