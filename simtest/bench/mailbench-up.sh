@@ -3,8 +3,8 @@
 # that mailbench writes to (u001 … u100, password "secret", all at home in plzen), and writes
 # FOLDER/posthouse.env for suite.sh. EXE names another program than bin/posthouse.
 #
-#   simtest/bench/mailbench-up.sh /tmp/ours && suite.sh out.jsonl theirs.env /tmp/ours/posthouse.env
-#   simtest/bench/mailbench-down.sh /tmp/ours
+#   simtest/bench/mailbench-up.sh ours && suite.sh out.jsonl theirs.env ours/posthouse.env
+#   simtest/bench/mailbench-down.sh ours
 set -euo pipefail
 D=${1:-${TMPDIR:-/tmp}/posthouse-mailbench}
 EXE=${EXE:-$(cd "${BASH_SOURCE%/*}/../.." && pwd)/bin/posthouse}
