@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -157,6 +158,40 @@ func TestTheHigherPriorityGetsTheLeadBack(t *testing.T) {
 		w.start(2, b.store)
 		from := w.until(time.Minute, "2 leads again", func() bool { return w.master(2) != nil })
 		t.Logf("leads again after %v", from)
+	})
+}
+
+// TestANewMasterHasAppliedWhatWasAnsweredBeforeItsTerm cuts the master off
+// while its followers' word is under way to it: it answers the command, and
+// they hold it without knowing that it is committed. Whoever leads next must
+// not act before its machine has it.
+func TestANewMasterHasAppliedWhatWasAnsweredBeforeItsTerm(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a := w.found(3, inMemory)
+		time.Sleep(20 * time.Second) // the lines are warm, nothing is under way
+		answered := make(chan error, 1)
+		go func() {
+			_, err := a.attempt("the last word")
+			answered <- err
+		}()
+		time.Sleep(simLatency * 3 / 2)
+		w.isolate(1, true)
+		if err := <-answered; err != nil {
+			t.Fatal(err)
+		}
+		for _, id := range []mesh.NodeID{2, 3} {
+			if strings.Contains(w.nodes[id].m.text(), "the last word") {
+				t.Fatalf("%s has applied it already: the cut came too late to show anything", id)
+			}
+		}
+		for end := time.Now().Add(15 * time.Second); w.master(2, 3) == nil; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("no new master within 15 s")
+			}
+		}
+		if m := w.master(2, 3); !strings.Contains(m.m.text(), "the last word") {
+			t.Errorf("%s acts as master and has not applied what was answered before its term", m.id)
+		}
 	})
 }
 
