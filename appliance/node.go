@@ -104,7 +104,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
-	n.env.Files = twofold{env.Files, n.mended}
+	n.env.Files = newTwofold(env.Files, n.mended)
 	n.began, n.rec = time.Now(), newKeeper(n.env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
 	n.vettedOnce = sync.OnceFunc(func() { close(n.vetted) })

@@ -17,6 +17,13 @@ type twofold struct {
 	Files
 	// mended is told of each file that was made whole from its other half.
 	mended func(Flaw)
+	// turn holds one token: two writers of one file at a time could leave one's
+	// copy beside the other's file.
+	turn chan struct{}
+}
+
+func newTwofold(files Files, mended func(Flaw)) twofold {
+	return twofold{files, mended, make(chan struct{}, 1)}
 }
 
 // Flaw is a damaged place in one of the node's files.
@@ -109,6 +116,8 @@ func (t twofold) look(name string) (content []byte, flaws []Flaw, mend bool, err
 
 // Read implements Files: it makes whole what it can.
 func (t twofold) Read(name string) ([]byte, error) {
+	t.turn <- struct{}{}
+	defer func() { <-t.turn }()
 	content, flaws, mend, err := t.look(name)
 	if err != nil {
 		return nil, err
@@ -122,13 +131,19 @@ func (t twofold) Read(name string) ([]byte, error) {
 			mode = 0o644
 		}
 		// A full disk may keep it as it is: the next start tries again.
-		_ = t.Write(name, content, mode)
+		_ = t.write(name, content, mode)
 	}
 	return content, nil
 }
 
 // Write implements Files.
 func (t twofold) Write(name string, content []byte, mode fs.FileMode) error {
+	t.turn <- struct{}{}
+	defer func() { <-t.turn }()
+	return t.write(name, content, mode)
+}
+
+func (t twofold) write(name string, content []byte, mode fs.FileMode) error {
 	before, err := t.Files.Read(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -141,6 +156,8 @@ func (t twofold) Write(name string, content []byte, mode fs.FileMode) error {
 
 // Remove implements Files.
 func (t twofold) Remove(name string) error {
+	t.turn <- struct{}{}
+	defer func() { <-t.turn }()
 	if err := t.Files.Remove(name + copySuffix); err != nil {
 		return err
 	}

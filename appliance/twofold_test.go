@@ -2,9 +2,13 @@ package appliance
 
 import (
 	"bytes"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestASmallFileIsKeptTwice(t *testing.T) {
@@ -28,7 +32,7 @@ func TestASmallFileIsKeptTwice(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "node.json")
 			var named string
-			files := twofold{osFiles{}, func(f Flaw) { named = f.File }}
+			files := newTwofold(osFiles{}, func(f Flaw) { named = f.File })
 			for _, s := range []string{"before", text} {
 				if err := files.Write(file, []byte(s), 0o600); err != nil {
 					t.Fatal(err)
@@ -54,7 +58,7 @@ func TestASmallFileIsKeptTwice(t *testing.T) {
 func TestEveryFlippedBitOfASmallFileIsMadeWhole(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "node.json")
 	mended := 0
-	files := twofold{osFiles{}, func(Flaw) { mended++ }}
+	files := newTwofold(osFiles{}, func(Flaw) { mended++ })
 	want := []byte(`{"version": 1}`)
 	if err := files.Write(file, want, 0o600); err != nil {
 		t.Fatal(err)
@@ -79,6 +83,37 @@ func TestEveryFlippedBitOfASmallFileIsMadeWhole(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// slowFiles takes a while for each write, and the longer the earlier its
+// writer came: of two writers who meet the first would write the file last.
+type slowFiles struct{ osFiles }
+
+func (f slowFiles) Write(name string, content []byte, mode fs.FileMode) error {
+	if time.Sleep(time.Millisecond); bytes.HasSuffix(content, []byte("the first")) && filepath.Ext(name) != copySuffix {
+		time.Sleep(time.Minute)
+	}
+	return f.osFiles.Write(name, content, mode)
+}
+
+func TestTwoWritersLeaveBothHalvesOfOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "tls.pem")
+		files := newTwofold(slowFiles{}, func(f Flaw) { t.Errorf("mended: %v", f) })
+		var writers sync.WaitGroup
+		for i, text := range []string{"the first", "the second"} {
+			writers.Go(func() {
+				time.Sleep(time.Duration(i) * 1500 * time.Microsecond)
+				if err := files.Write(file, []byte(text), 0o600); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		writers.Wait()
+		if got, flaws, mend, err := files.look(file); err != nil || mend || len(flaws) > 0 || string(got) != "the second" {
+			t.Errorf("%q, flaws %v, %v", got, flaws, err)
+		}
+	})
 }
 
 func flip(file string, at int) error {
