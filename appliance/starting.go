@@ -50,13 +50,18 @@ func (n *Node) mended(f Flaw) {
 // spacePoll is how often a node that starts on a full disk looks again.
 const spacePoll = time.Second
 
+// viewDir is where the view lies.
+func (n *Node) viewDir() string { return filepath.Join(n.cfg.Data, "view") }
+
 // noRoom reports whether an error means that the disk is full.
 func noRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, kv.ErrNoSpace) || errors.Is(err, transport.ErrNoSpace)
 }
 
 // patiently does a step of the start, again and again while the disk is full:
-// the pages say so meanwhile, and it goes on by itself.
+// the pages say so meanwhile, and it goes on by itself. The first step that
+// finds no room gives the ballast up, whichever it is: a few blocks are enough
+// for most of them.
 func (n *Node) patiently(ctx context.Context, step func() error) error {
 	was := *n.stage.Load()
 	for {
@@ -65,6 +70,12 @@ func (n *Node) patiently(ctx context.Context, step func() error) error {
 			n.board.Clear(journal.CondNoSpace, "start")
 			n.setStage(was)
 			return err
+		}
+		if freed, sunk := kv.GiveUpBallast(n.viewDir()); sunk != nil {
+			n.log.Error("the ballast cannot be given up", "err", sunk)
+		} else if freed {
+			n.log.Warn("the disk is full; the ballast is given up for the start", "err", err)
+			continue
 		}
 		n.setStage("the disk is full: " + err.Error())
 		n.board.Set(health.Condition{Name: journal.CondNoSpace, About: "start", Severity: health.Problem,

@@ -20,7 +20,7 @@ import (
 // brings the view up to the log.
 func (n *Node) openStore(ctx context.Context) (err error) {
 	view := n.env.View
-	view.Dir = filepath.Join(n.cfg.Data, "view")
+	view.Dir = n.viewDir()
 	n.journal, err = journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(n.cfg.Data, "log"), FS: n.env.Disk}, View: view, Logger: n.part("store")})
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)

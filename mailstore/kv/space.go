@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -80,7 +81,7 @@ func newSpace(opt Options, ballast string) (*space, error) {
 	case s.ballast == 0:
 		s.ballast = 4*s.memTable + 64<<20
 		if small {
-			s.ballast = 4*s.memTable + 16<<20
+			s.ballast = 4*s.memTable + 32<<20
 		}
 	}
 	// Two write-ahead files of twice a memtable, and tables for those that a
@@ -210,6 +211,19 @@ func (s *space) check() bool {
 		s.float()
 	}
 	return !under
+}
+
+// GiveUpBallast frees the ballast of a view in dir that is not open, and says
+// whether there was any: what has to be written before the view opens can be,
+// on a full disk. The open view makes it anew when there is space again.
+func GiveUpBallast(dir string) (freed bool, err error) {
+	switch err := os.Remove(filepath.Join(dir, ballastFile)); {
+	case errors.Is(err, os.ErrNotExist):
+		return false, nil
+	case err != nil:
+		return false, fmt.Errorf("give up the ballast: %w", err)
+	}
+	return true, nil
 }
 
 // sink gives the ballast up: what Badger has begun can end.

@@ -149,12 +149,8 @@ func startOnAFullDisk(t *testing.T, m *Mesh, d *disk, l *Ledger, to demo.User) {
 	})
 	m.Kill("hq")
 	releases := []func(){d.fill("filler-1")}
-	if out, err := m.Command("demo", "start", "--dir", m.Dir, "hq"); err != nil {
-		// The ballast was not enough this time: then it says what it waits for.
-		if st, err := m.Status("hq"); err != nil || !strings.Contains(st.Health.Sentence, "full") {
-			t.Errorf("hq neither started nor explains itself: %s\n%v %q", out, err, st.Health.Sentence)
-		}
-	} else if there, err := m.Messages(to); err != nil || len(there) < 20 {
+	m.Start("hq")
+	if there, err := m.Messages(to); err != nil || len(there) < 20 {
 		t.Errorf("%d messages can be read on a full disk, %v", len(there), err)
 	}
 	// Then there is nothing left: it waits, or starts and takes nothing; it says
