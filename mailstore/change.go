@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"time"
 
 	"posthouse/mailstore/log"
 )
@@ -83,7 +82,7 @@ func (f *Folder) Append(ctx context.Context, msgs []AppendMessage) (uidValidity 
 			return 0, nil, fmt.Errorf("structure of a message to append: %w", err)
 		}
 		if m.Received.IsZero() {
-			m.Received = time.Now()
+			m.Received = f.mb.s.opt.Now()
 		}
 		recs[i] = appendRecord{
 			Version: recordVersion, Mailbox: f.mb.id, Folder: f.id,

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"time"
 
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/kv"
@@ -81,7 +80,7 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 	}
 	rec := deliverRecord{
 		Version: recordVersion, ID: d.Envelope.ID, LegSeq: d.LegSeq,
-		Prefix: append(returnPath(d.Envelope.From), d.Trace...), Time: time.Now().Unix(),
+		Prefix: append(returnPath(d.Envelope.From), d.Trace...), Time: s.opt.Now().Unix(),
 		Structure: structure, Trace: countReceived(d.Trace),
 	}
 	if d.Draft == nil {

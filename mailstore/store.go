@@ -7,6 +7,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 	"weak"
 
 	"posthouse/mailstore/journal"
@@ -22,6 +23,8 @@ type Options struct {
 	// Home returns where this node believes a mailbox to live that is not here,
 	// and the version of that belief, for the Moved results. Nil: unknown.
 	Home func(mesh.MailboxID) (home mesh.NodeID, version uint64)
+	// Now is the wall clock. Nil: time.Now.
+	Now func() time.Time
 	// Cached bounds the folders whose messages are kept in memory without a
 	// watcher. Default 256.
 	Cached int
@@ -62,6 +65,9 @@ type Store struct {
 func New(j *journal.Journal, opt Options) *Store {
 	if opt.Cached <= 0 {
 		opt.Cached = 256
+	}
+	if opt.Now == nil {
+		opt.Now = time.Now
 	}
 	s := &Store{
 		j: j, opt: opt,

@@ -79,7 +79,7 @@ func (c *Carrier) Carry(ctx context.Context, dest transport.Destination, src tra
 	}
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	under := make(chan started, c.cfg.Window)
+	under := make(chan *started, c.cfg.Window)
 	held := &held{by: map[lane]uint64{}}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -90,11 +90,7 @@ func (c *Carrier) Carry(ctx context.Context, dest transport.Destination, src tra
 				stop(err) // this leg and those behind it are pending again
 				continue
 			}
-			for i, r := range rs {
-				s.results[s.rcpts[i]] = r
-			}
-			c.finish(src, s.leg, s.results)
-			held.drop(s.leg, s.pending, s.rcpts)
+			c.end(src, held, s, rs)
 		}
 	})
 	err := c.pull(ctx, src, held, under)
@@ -110,45 +106,19 @@ func (c *Carrier) Carry(ctx context.Context, dest transport.Destination, src tra
 }
 
 // pull starts the deliveries until src has no more.
-func (c *Carrier) pull(ctx context.Context, src transport.Source, held *held, under chan<- started) error {
+func (c *Carrier) pull(ctx context.Context, src transport.Source, held *held, under chan<- *started) error {
 	for {
 		leg, err := src.Next(ctx)
 		if err != nil {
 			return err
 		}
-		s := started{leg: leg, results: make([]transport.Result, len(leg.Rcpts))}
-		d := &mailstore.Delivery{Envelope: leg.Envelope, LegSeq: leg.Seq}
-		for i := range leg.Rcpts {
-			if held.has(leg, i) {
-				s.results[i] = resultHeld
-				continue
-			}
-			s.rcpts = append(s.rcpts, i)
-			d.Rcpts = append(d.Rcpts, leg.Rcpts[i])
+		s, err := c.begin(ctx, src, held, leg)
+		if err != nil {
+			return err
 		}
-		stored, ok := leg.Body.(Stored)
-		if !ok {
-			return fmt.Errorf("leg %d: its body is no record of the log", leg.Seq)
-		}
-		d.Source, d.Structure = stored.Ref(), stored.Structure()
-		if len(d.Rcpts) == 0 {
-			c.finish(src, leg, s.results)
+		if s == nil {
 			continue
 		}
-		if s.pending, err = c.store.StartDelivery(ctx, d); err != nil {
-			if ctx.Err() != nil || errors.Is(err, transport.ErrNoSpace) || errors.Is(err, log.ErrClosed) {
-				return err // nothing can be delivered now
-			}
-			// This message cannot be read: it waits for a person, the others go on.
-			c.cfg.Logger.Error("local delivery", "msg_id", leg.Envelope.ID.String(), "err", err)
-			r := transport.AsFault(err).Result("")
-			for _, i := range s.rcpts {
-				s.results[i] = r
-			}
-			c.finish(src, leg, s.results)
-			continue
-		}
-		held.add(leg, s.pending, s.rcpts)
 		select {
 		case under <- s:
 		case <-ctx.Done():
@@ -160,7 +130,108 @@ func (c *Carrier) pull(ctx context.Context, src transport.Source, held *held, un
 	}
 }
 
-func (c *Carrier) finish(src transport.Source, leg *transport.Leg, results []transport.Result) {
+// begin starts a delivery; nil: the leg was finished at once. An error says that
+// nothing can be delivered now.
+func (c *Carrier) begin(ctx context.Context, src Finisher, held *held, leg *transport.Leg) (*started, error) {
+	s := &started{leg: leg, results: make([]transport.Result, len(leg.Rcpts))}
+	d := &mailstore.Delivery{Envelope: leg.Envelope, LegSeq: leg.Seq}
+	for i := range leg.Rcpts {
+		if held.has(leg, i) {
+			s.results[i] = resultHeld
+			continue
+		}
+		s.rcpts = append(s.rcpts, i)
+		d.Rcpts = append(d.Rcpts, leg.Rcpts[i])
+	}
+	stored, ok := leg.Body.(Stored)
+	if !ok {
+		return nil, fmt.Errorf("leg %d: its body is no record of the log", leg.Seq)
+	}
+	d.Source, d.Structure = stored.Ref(), stored.Structure()
+	if len(d.Rcpts) == 0 {
+		c.finish(src, leg, s.results)
+		return nil, nil
+	}
+	var err error
+	if s.pending, err = c.store.StartDelivery(ctx, d); err != nil {
+		if ctx.Err() != nil || errors.Is(err, transport.ErrNoSpace) || errors.Is(err, log.ErrClosed) {
+			return nil, err
+		}
+		// This message cannot be read: it waits for a person, the others go on.
+		c.cfg.Logger.Error("local delivery", "msg_id", leg.Envelope.ID.String(), "err", err)
+		r := transport.AsFault(err).Result("")
+		for _, i := range s.rcpts {
+			s.results[i] = r
+		}
+		c.finish(src, leg, s.results)
+		return nil, nil
+	}
+	held.add(leg, s.pending, s.rcpts)
+	return s, nil
+}
+
+// end reports a delivery that is on disk and visible.
+func (c *Carrier) end(src Finisher, held *held, s *started, rs []transport.Result) {
+	for i, r := range rs {
+		s.results[s.rcpts[i]] = r
+	}
+	c.finish(src, s.leg, s.results)
+	held.drop(s.leg, s.pending, s.rcpts)
+}
+
+// Finisher is the half of a transport.Source that takes results.
+type Finisher interface {
+	Finish(leg *transport.Leg, results []transport.Result)
+}
+
+// Hand is one Carry whose owner takes the steps: for the simulator of the
+// deciders (simtest/deciders).
+type Hand struct {
+	c     *Carrier
+	src   Finisher
+	held  held
+	under []*started
+}
+
+// ByHand begins a Carry by hand; nothing has to end it.
+func (c *Carrier) ByHand(src Finisher) *Hand {
+	return &Hand{c: c, src: src, held: held{by: map[lane]uint64{}}}
+}
+
+// Start starts the delivery of a leg. An error ends the Carry.
+func (h *Hand) Start(leg *transport.Leg) error {
+	s, err := h.c.begin(context.Background(), h.src, &h.held, leg)
+	if s != nil {
+		h.under = append(h.under, s)
+	}
+	return err
+}
+
+// Under returns how many deliveries are under way.
+func (h *Hand) Under() int { return len(h.under) }
+
+// Settle waits for the deliveries under way and reports them. An error ends the
+// Carry.
+func (h *Hand) Settle() error {
+	under := h.under
+	h.under = nil
+	var failed error
+	for _, s := range under {
+		if failed != nil {
+			s.pending.Applied(context.Background()) // gives its claim back if it is in no log
+			continue
+		}
+		rs, err := s.pending.Applied(context.Background())
+		if err != nil {
+			failed = err
+			continue
+		}
+		h.c.end(h.src, &h.held, s, rs)
+	}
+	return failed
+}
+
+func (c *Carrier) finish(src Finisher, leg *transport.Leg, results []transport.Result) {
 	if c.cfg.Name != nil {
 		for i := range results {
 			results[i].By = c.cfg.Name()

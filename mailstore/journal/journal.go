@@ -53,6 +53,8 @@ type Journal struct {
 	view *kv.View
 	slog *slog.Logger
 
+	hand bool // Options.ByHand
+
 	engines map[log.Kind][]Engine
 	all     []Engine // each once, in order of registration
 	renew   bool     // the log lost its end
@@ -95,6 +97,11 @@ type Options struct {
 	View kv.Options  // Damaged and Rebuilding are the journal's own
 	// Logger is also the log's and the view's where they have none. Nil: none.
 	Logger *slog.Logger
+	// ByHand: no goroutine runs. Turn writes and applies, Commit brings the view
+	// up to date, and whoever waits for a Ticket does both parts of Turn's work
+	// itself. One goroutine uses the journal then. For the simulator of the
+	// deciders (simtest/deciders).
+	ByHand bool
 }
 
 // Open opens view and log, in this order, and settles what they disagree
@@ -111,7 +118,7 @@ func Open(ctx context.Context, opt Options) (*Journal, error) {
 	}
 	j := &Journal{
 		slog: opt.Logger, engines: map[log.Kind][]Engine{}, done: make(chan struct{}),
-		segment: opt.Log.SegmentSize, proven: map[uint64]bool{}, stubborn: map[uint64]int64{},
+		hand: opt.ByHand, segment: opt.Log.SegmentSize, proven: map[uint64]bool{}, stubborn: map[uint64]int64{},
 	}
 	if j.segment <= 0 {
 		j.segment = 64 << 20
@@ -122,6 +129,7 @@ func Open(ctx context.Context, opt Options) (*Journal, error) {
 	opt.View.Rebuilding = func(why string) {
 		j.note(CondViewRebuilt, "the index of the mail store was set aside and rebuilt from the log: "+why)
 	}
+	opt.Log.ByHand, opt.View.ByHand = opt.ByHand, opt.ByHand
 	var err error
 	if j.view, err = kv.Open(ctx, opt.View); err != nil {
 		return nil, err
@@ -234,13 +242,15 @@ func (j *Journal) start(ctx context.Context, progress func(done, total uint64)) 
 		j.slog.Info("log replayed", "records", n, "took", time.Since(begun))
 	}
 	j.started.Store(true)
-	j.watch.Go(func() {
-		select {
-		case <-j.lg.Failed():
-			j.fail(fmt.Errorf("message log: %w", j.lg.Err()))
-		case <-j.done:
-		}
-	})
+	if !j.hand {
+		j.watch.Go(func() {
+			select {
+			case <-j.lg.Failed():
+				j.fail(fmt.Errorf("message log: %w", j.lg.Err()))
+			case <-j.done:
+			}
+		})
+	}
 	if !j.renew {
 		return nil
 	}
@@ -308,6 +318,24 @@ func (j *Journal) synced(rs []log.Record) {
 	}
 	j.mark()
 }
+
+// Turn writes what was appended as one group, syncs it, answers its tickets and
+// applies it. It reports whether there was anything. Only with Options.ByHand.
+func (j *Journal) Turn() bool {
+	did := j.lg.Turn()
+	if err := j.lg.Err(); err != nil && j.Err() == nil {
+		j.fail(fmt.Errorf("message log: %w", err))
+	}
+	return did
+}
+
+// Commit brings the view on disk up to what was applied. Only with
+// Options.ByHand.
+func (j *Journal) Commit() error { return j.view.Commit() }
+
+// ByHand reports whether nothing happens here but by Turn and Commit: who would
+// wait for others has to give up instead.
+func (j *Journal) ByHand() bool { return j.hand }
 
 // A mark is written when the view has come that far since the last one. It
 // costs a share of the next group's sync, nothing when nothing is written.
@@ -422,7 +450,13 @@ func (j *Journal) Applied() uint64 { return j.applied.Load() }
 // Close writes out what waits, applies it, and closes both. It waits.
 func (j *Journal) Close() error {
 	return j.close(func() error {
-		if j.started.Load() {
+		if j.hand {
+			for j.Turn() {
+			}
+			if err := j.view.Commit(); err == nil {
+				j.lg.Mark(j.view.Durable())
+			}
+		} else if j.started.Load() {
 			if err := j.view.Flush(context.Background()); err == nil {
 				j.lg.Mark(j.view.Durable())
 			}
@@ -460,6 +494,9 @@ type Ticket struct {
 	last uint64
 }
 
+// Done is closed when the entries are on disk or never will be.
+func (t *Ticket) Done() <-chan struct{} { return t.t.Done() }
+
 // First returns the sequence number of the first entry.
 func (t *Ticket) First() uint64 { return t.t.First() }
 
@@ -470,6 +507,13 @@ func (t *Ticket) Synced(ctx context.Context) error {
 	case <-t.t.Done():
 		return t.t.Err()
 	default:
+	}
+	for t.j.hand && t.j.Turn() {
+		select {
+		case <-t.t.Done():
+			return t.t.Err()
+		default:
+		}
 	}
 	select {
 	case <-t.t.Done():

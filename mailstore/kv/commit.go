@@ -8,6 +8,35 @@ import (
 	"time"
 )
 
+// launch starts the committer.
+func (v *View) launch() {
+	if !v.opt.ByHand {
+		go v.run()
+	}
+}
+
+// Commit writes everything that was applied. Only with Options.ByHand.
+func (v *View) Commit() error {
+	if v.drain() {
+		return nil
+	}
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return v.failed
+}
+
+// halt ends the committer and waits for it.
+func (v *View) halt() {
+	v.stopOnce.Do(func() {
+		close(v.stop)
+		if v.opt.ByHand {
+			v.end()
+			close(v.done)
+		}
+	})
+	<-v.done
+}
+
 // run is the committer.
 func (v *View) run() {
 	defer close(v.done)
@@ -208,11 +237,10 @@ func (v *View) shut() error {
 // new view: Applied is 0. Nothing may be read or applied during the call, and
 // snapshots of before end with it.
 func (v *View) Reset(ctx context.Context, reason string, keep bool) error {
-	v.stopOnce.Do(func() { close(v.stop) })
 	v.mu.Lock()
 	v.abort = true
 	v.mu.Unlock()
-	<-v.done
+	v.halt()
 	if v.closeErr != nil {
 		return v.closeErr
 	}
@@ -238,7 +266,7 @@ func (v *View) Reset(ctx context.Context, reason string, keep bool) error {
 		return err
 	}
 	v.adopt(n)
-	go v.run()
+	v.launch()
 	return nil
 }
 

@@ -90,6 +90,9 @@ type Options struct {
 	// ID gives the random id of a new view. Default math/rand/v2: the id only
 	// tells two views of one log apart.
 	ID func() uint64
+	// ByHand: no committer runs, Commit does its work. For the simulator of the
+	// deciders (simtest/deciders).
+	ByHand bool
 }
 
 // FS is what Statfs says.
@@ -188,6 +191,6 @@ func Open(ctx context.Context, opt Options) (*View, error) {
 		return nil, err
 	}
 	v.changed = make(chan struct{})
-	go v.run()
+	v.launch()
 	return v, nil
 }

@@ -363,8 +363,7 @@ func (v *View) ID() uint64 { v.mu.RLock(); defer v.mu.RUnlock(); return v.meta.I
 // space for is left to the log; when there is not even room to close Badger it
 // is left open, which loses nothing, and the error is ErrNoSpace.
 func (v *View) Close() error {
-	v.stopOnce.Do(func() { close(v.stop) })
-	<-v.done
+	v.halt()
 	return v.closeErr
 }
 

@@ -105,6 +105,10 @@ type Options struct {
 	OpenFiles      int          // segments kept open for reading; 0: 64
 	Rand           io.Reader    // for salts; nil: crypto/rand
 	Logger         *slog.Logger // nil: silent
+
+	// ByHand: no goroutine writes, Turn does. For the simulator of the deciders
+	// (simtest/deciders), which wants every step in an order of its own.
+	ByHand bool
 }
 
 func (o *Options) defaults() error {
@@ -197,8 +201,10 @@ func Open(ctx context.Context, opt Options) (*Log, error) {
 	if err := l.open(ctx); err != nil {
 		return nil, fmt.Errorf("open log %s: %w", opt.Dir, noSpace(err))
 	}
-	go l.write()
-	go l.handOn()
+	if !opt.ByHand {
+		go l.write()
+		go l.handOn()
+	}
 	return l, nil
 }
 
@@ -358,10 +364,16 @@ func (l *Log) Close() error {
 		l.closing = true
 		l.release(0)
 		l.mu.Unlock()
-		poke(l.wake)
-		<-l.written
-		poke(l.apply)
-		<-l.applied
+		if l.opt.ByHand {
+			for l.Turn() {
+			}
+			l.end()
+		} else {
+			poke(l.wake)
+			<-l.written
+			poke(l.apply)
+			<-l.applied
+		}
 		l.files.close()
 		l.lock.Close()
 	})

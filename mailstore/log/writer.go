@@ -108,13 +108,10 @@ func (l *Log) write() {
 		if crowded {
 			l.linger()
 		}
-		bs, mark, marked, closing := l.take()
-		crowded = len(bs) >= crowd
+		n, closing := l.round()
+		crowded = n >= crowd
 		switch {
-		case len(bs) > 0:
-			l.writeGroup(bs, mark)
-		case marked && l.w.h != nil && l.Err() == nil:
-			l.writeGroup(nil, mark)
+		case n > 0:
 		case closing:
 			l.end()
 			return
@@ -122,6 +119,29 @@ func (l *Log) write() {
 			<-l.wake
 		}
 	}
+}
+
+// round writes the next group, if there is one, and returns how many Appends
+// were in it, 1 for a mark alone.
+func (l *Log) round() (n int, closing bool) {
+	bs, mark, marked, closing := l.take()
+	switch {
+	case len(bs) > 0:
+		l.writeGroup(bs, mark)
+		return len(bs), closing
+	case marked && l.w.h != nil && l.Err() == nil:
+		l.writeGroup(nil, mark)
+		return 1, closing
+	}
+	return 0, closing
+}
+
+// Turn writes what waits as one group, syncs, answers, and calls Synced: one
+// round of the writer and of the applier. It reports whether there was anything
+// to do. Only with Options.ByHand, by one goroutine.
+func (l *Log) Turn() bool {
+	n, _ := l.round()
+	return l.hand() || n > 0
 }
 
 // Under load a sync that waits a moment serves many more: what one costs is
@@ -553,32 +573,37 @@ func (l *Log) end() {
 func (l *Log) handOn() {
 	defer close(l.applied)
 	for {
-		l.mu.Lock()
-		groups := l.handed
-		l.handed = nil
-		l.mu.Unlock()
-		if len(groups) == 0 {
-			select {
-			case <-l.written:
-				l.mu.Lock()
-				empty := len(l.handed) == 0
-				l.mu.Unlock()
-				if empty {
-					return
-				}
-			case <-l.apply:
-			}
+		if l.hand() {
 			continue
 		}
-		for _, recs := range groups {
-			var metas int64
-			for i := range recs {
-				metas += int64(len(recs[i].Meta))
-			}
-			l.opt.Synced(recs)
+		select {
+		case <-l.written:
 			l.mu.Lock()
-			l.release(metas)
+			empty := len(l.handed) == 0
 			l.mu.Unlock()
+			if empty {
+				return
+			}
+		case <-l.apply:
 		}
 	}
+}
+
+// hand calls Synced with the groups that are on disk; false: there were none.
+func (l *Log) hand() bool {
+	l.mu.Lock()
+	groups := l.handed
+	l.handed = nil
+	l.mu.Unlock()
+	for _, recs := range groups {
+		var metas int64
+		for i := range recs {
+			metas += int64(len(recs[i].Meta))
+		}
+		l.opt.Synced(recs)
+		l.mu.Lock()
+		l.release(metas)
+		l.mu.Unlock()
+	}
+	return len(groups) > 0
 }

@@ -360,17 +360,7 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 		}
 	}
 	clear(q.last)
-	names := make([]legName, 0, len(e.rows))
-	for n := range e.rows {
-		names = append(names, n)
-	}
-	if len(names) > 1 {
-		slices.SortFunc(names, func(a, b legName) int {
-			ka, kb := destKey(a.dest), destKey(b.dest)
-			return slices.Compare(ka, kb)
-		})
-	}
-	for _, n := range names {
+	for _, n := range e.names() {
 		x := e.rows[n]
 		d := q.dests[n.dest]
 		if d == nil {
@@ -413,6 +403,19 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 	}
 }
 
+// names returns the legs that the record touches, in the order of their
+// destinations.
+func (e *edit) names() []legName {
+	names := make([]legName, 0, len(e.rows))
+	for n := range e.rows {
+		names = append(names, n)
+	}
+	if len(names) > 1 {
+		slices.SortFunc(names, func(a, b legName) int { return slices.Compare(destKey(a.dest), destKey(b.dest)) })
+	}
+	return names
+}
+
 func cond[T any](b bool, x, y T) T {
 	if b {
 		return x
@@ -433,8 +436,8 @@ func (e *edit) relink(n legName, gone bool) {
 		}
 		return false
 	})
-	for o, x := range e.rows {
-		if o.seq == n.seq && !x.row.ended() && !slices.Contains(m.Dests, o.dest) {
+	for _, o := range e.names() {
+		if x := e.rows[o]; o.seq == n.seq && !x.row.ended() && !slices.Contains(m.Dests, o.dest) {
 			m.Dests = append(m.Dests, o.dest)
 		}
 	}

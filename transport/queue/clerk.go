@@ -25,15 +25,21 @@ func (q *Queue) clerk(ctx context.Context) {
 		case <-tick.C:
 			q.sweep(ctx)
 		}
-		q.mu.Lock()
-		anew := q.anew
-		q.anew = false
-		q.mu.Unlock()
-		if anew {
-			q.routeAnew(ctx)
-		}
-		q.reports(ctx)
+		q.chores(ctx)
 	}
+}
+
+// chores routes anew if somebody asked for it, and makes the reports that are
+// owed.
+func (q *Queue) chores(ctx context.Context) {
+	q.mu.Lock()
+	anew := q.anew
+	q.anew = false
+	q.mu.Unlock()
+	if anew {
+		q.routeAnew(ctx)
+	}
+	q.reports(ctx)
 }
 
 // Reroute tells that homes, gateways or this node's own part changed: every
@@ -407,7 +413,7 @@ func (q *Queue) write(ctx context.Context, n legName, r *row, about *acceptMeta,
 	}
 	am := &acceptMeta{V: version, Once: true, Envelope: transport.Envelope{
 		ID:     transport.ReportID(r.ID, strings.Join(keys, "\x00"), string(kind)),
-		Origin: transport.OriginLocal, EntryNode: q.d.Self, EntryTime: time.Now().UTC(), Body: transport.Body8Bit,
+		Origin: transport.OriginLocal, EntryNode: q.d.Self, EntryTime: q.clock.src.Now().UTC(), Body: transport.Body8Bit,
 	}}
 	if s, err := q.seenRow(seenKey(am.Envelope.ID, "")); err != nil {
 		return nil, nil, err

@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -71,6 +73,7 @@ type Deps struct {
 	Event func(Event)
 
 	Rand   io.Reader // crypto/rand.Reader
+	Clock  Clock     // nil: the machine's
 	Logger *slog.Logger
 	Policy Policy
 }
@@ -136,6 +139,7 @@ type Queue struct {
 	kept    map[mesh.NodeID]map[legName]struct{}
 
 	underway []underway // in the log's order
+	again    []underway // refused by a full disk, to be written again
 	ended    bool       // Run has: nobody looks after records any more
 	news     chan struct{}
 }
@@ -167,6 +171,9 @@ func New(j *journal.Journal, d Deps) *Queue {
 	}
 	if q.d.Logger == nil {
 		q.d.Logger = slog.New(slog.DiscardHandler)
+	}
+	if q.clock.src = q.d.Clock; q.clock.src == nil {
+		q.clock.src = machine{time.Now()}
 	}
 	j.Register(q, log.KindAccept, log.KindLeg, log.KindDeliver)
 	return q
@@ -234,16 +241,8 @@ func (q *Queue) Run(ctx context.Context) error {
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	q.mu.Lock()
-	err := q.load()
-	q.clock.now()
-	for _, d := range q.dests {
-		q.rewind(d)
-		q.look(d)
-	}
-	q.mu.Unlock()
-	if err != nil {
-		return fmt.Errorf("queue: %w", err)
+	if err := q.begin(); err != nil {
+		return err
 	}
 	wg.Go(func() { q.clerk(ctx) })
 	wg.Go(func() { q.refused(ctx) })
@@ -265,6 +264,22 @@ func (q *Queue) Run(ctx context.Context) error {
 			timer.Reset(wait)
 		}
 	}
+}
+
+// begin looks at every destination, in their order.
+func (q *Queue) begin() error {
+	defer q.mu.Unlock()
+	if err := q.lock(); err != nil {
+		return err
+	}
+	q.clock.now()
+	ds := slices.Collect(maps.Values(q.dests))
+	slices.SortFunc(ds, func(a, b *dest) int { return slices.Compare(destKey(a.key), destKey(b.key)) })
+	for _, d := range ds {
+		q.rewind(d)
+		q.look(d)
+	}
+	return nil
 }
 
 // turn looks at the destinations that changed or whose time has come, and says

@@ -45,7 +45,6 @@ func (q *Queue) refused(ctx context.Context) {
 			d.signal()
 		}
 	}()
-	var repeat []underway
 	timer := time.NewTimer(repeatEvery)
 	timer.Stop()
 	defer timer.Stop()
@@ -56,17 +55,11 @@ func (q *Queue) refused(ctx context.Context) {
 		q.mu.Unlock()
 		for _, u := range batch {
 			err := u.t.Synced(ctx)
-			switch {
-			case ctx.Err() != nil:
+			if ctx.Err() != nil {
 				return
-			case !errors.Is(err, transport.ErrNoSpace):
-			case u.again != nil:
-				if len(repeat) == 0 {
-					timer.Reset(repeatEvery)
-				}
-				repeat = append(repeat, u)
-			default:
-				q.forget(u)
+			}
+			if q.answered(u, err) {
+				timer.Reset(repeatEvery)
 			}
 		}
 		if len(batch) > 0 {
@@ -75,17 +68,38 @@ func (q *Queue) refused(ctx context.Context) {
 		select {
 		case <-q.news:
 		case <-timer.C:
-			q.mu.Lock()
-			for _, u := range repeat {
-				u.t = q.j.Append(log.Entry{Kind: log.KindLeg, Meta: u.again})
-				q.follow(u)
-			}
-			q.mu.Unlock()
-			repeat = nil
+			q.repeat()
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// answered looks at what became of a record. It reports whether it is the first
+// one to be repeated.
+func (q *Queue) answered(u underway, err error) bool {
+	switch {
+	case !errors.Is(err, transport.ErrNoSpace):
+	case u.again != nil:
+		q.mu.Lock()
+		defer q.mu.Unlock()
+		q.again = append(q.again, u)
+		return len(q.again) == 1
+	default:
+		q.forget(u)
+	}
+	return false
+}
+
+// repeat writes again what a full disk refused.
+func (q *Queue) repeat() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	for _, u := range q.again {
+		u.t = q.j.Append(log.Entry{Kind: log.KindLeg, Meta: u.again})
+		q.follow(u)
+	}
+	q.again = nil
 }
 
 // forget brings a leg back to where it was before its record was refused.
@@ -119,6 +133,12 @@ func (q *Queue) waitFor(ctx context.Context, wake <-chan struct{}) error {
 	q.mu.Unlock()
 	if ended {
 		return errEnded
+	}
+	if q.j.ByHand() {
+		if q.j.Turn() {
+			return nil
+		}
+		return errBusy
 	}
 	select {
 	case <-wake:

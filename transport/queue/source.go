@@ -57,46 +57,14 @@ func linger(s transport.Scope) time.Duration {
 
 // Next implements transport.Source.
 func (s *source) Next(ctx context.Context) (*transport.Leg, error) {
-	q, d := s.q, s.d
 	var idle *time.Timer
 	for {
-		if err := q.fill(ctx, d); err != nil {
-			return nil, err
+		leg, wait, until, err := s.take(ctx)
+		if leg != nil || err != nil {
+			return leg, err
 		}
-		q.mu.Lock()
-		now := q.clock.now()
-		if s.over {
-			q.mu.Unlock()
-			return nil, io.EOF
-		}
-		if l := q.pick(d, now); l != nil {
-			out, r, meta := l.out, l.row, l.meta
-			out.Seq, out.Dest, out.Accepted = l.seq, d.key, time.Unix(r.Wall, 0).UTC()
-			for _, n := range l.handed {
-				for i := range r.Rcpts {
-					if r.Rcpts[i].N == n {
-						out.Rcpts = append(out.Rcpts, r.Rcpts[i].R)
-						out.Attempts = max(out.Attempts, r.Rcpts[i].Attempts)
-					}
-				}
-			}
-			ref := r.Ref
-			q.mu.Unlock()
-			if meta == nil {
-				var err error
-				if meta, err = q.readMeta(ref); err != nil {
-					q.putBack(d, l, out)
-					return nil, err
-				}
-			}
-			out.Envelope = meta.Envelope
-			out.Body = &Stored{Body: q.j.Body(ref), ref: ref, structure: meta.Structure}
-			return out, nil
-		}
-		wait, until := d.wake, min(d.due-now, linger(d.key.Scope))
-		q.mu.Unlock()
 		if idle == nil {
-			idle = time.NewTimer(linger(d.key.Scope))
+			idle = time.NewTimer(linger(s.d.key.Scope))
 			defer idle.Stop()
 		}
 		again := time.NewTimer(max(until, 0))
@@ -112,6 +80,48 @@ func (s *source) Next(ctx context.Context) (*transport.Leg, error) {
 		}
 		again.Stop()
 	}
+}
+
+// take returns the next leg that is ready now. When there is none it returns the
+// channel that closes with the next news of the destination, and how long it
+// is at most until something falls due.
+func (s *source) take(ctx context.Context) (out *transport.Leg, wake <-chan struct{}, until time.Duration, err error) {
+	q, d := s.q, s.d
+	if err := q.fill(ctx, d); err != nil {
+		return nil, nil, 0, err
+	}
+	q.mu.Lock()
+	now := q.clock.now()
+	if s.over {
+		q.mu.Unlock()
+		return nil, nil, 0, io.EOF
+	}
+	l := q.pick(d, now)
+	if l == nil {
+		defer q.mu.Unlock()
+		return nil, d.wake, min(d.due-now, linger(d.key.Scope)), nil
+	}
+	out, r, meta := l.out, l.row, l.meta
+	out.Seq, out.Dest, out.Accepted = l.seq, d.key, time.Unix(r.Wall, 0).UTC()
+	for _, n := range l.handed {
+		for i := range r.Rcpts {
+			if r.Rcpts[i].N == n {
+				out.Rcpts = append(out.Rcpts, r.Rcpts[i].R)
+				out.Attempts = max(out.Attempts, r.Rcpts[i].Attempts)
+			}
+		}
+	}
+	ref := r.Ref
+	q.mu.Unlock()
+	if meta == nil {
+		if meta, err = q.readMeta(ref); err != nil {
+			q.putBack(d, l, out)
+			return nil, nil, 0, err
+		}
+	}
+	out.Envelope = meta.Envelope
+	out.Body = &Stored{Body: q.j.Body(ref), ref: ref, structure: meta.Structure}
+	return out, nil, 0, nil
 }
 
 func (q *Queue) putBack(d *dest, l *leg, out *transport.Leg) {
@@ -166,7 +176,7 @@ func (s *source) Finish(out *transport.Leg, results []transport.Result) {
 func (q *Queue) tell(out *transport.Leg, as []answer) {
 	for i := range as {
 		q.d.Event(Event{What: as[i].Result.Outcome.String(), ID: out.Envelope.ID, Queue: ID(out.Seq), Dest: out.Dest,
-			Recipient: out.Rcpts[i].Address, Result: as[i].Result, Waited: time.Since(out.Accepted)})
+			Recipient: out.Rcpts[i].Address, Result: as[i].Result, Waited: q.clock.src.Now().Sub(out.Accepted)})
 	}
 }
 
@@ -221,20 +231,33 @@ func (q *Queue) record(n legName, r *row, cs []change) {
 // carry runs the carrier of one destination once.
 func (q *Queue) carry(ctx context.Context, d *dest) {
 	s := &source{q: q, d: d}
-	err := q.fill(ctx, d)
+	ready, err := q.prepare(ctx, d)
 	tried := false
-	q.mu.Lock()
-	ready := err == nil && q.hasReady(d, q.clock.now())
-	if err == nil && !ready {
-		q.prune(d, q.clock.now())
-	}
-	q.mu.Unlock()
 	if c := q.d.Carrier(d.key); ready && c != nil {
 		tried = true
 		err = c.Carry(ctx, d.key, s)
 	}
+	q.settled(ctx, s, tried, err)
+}
+
+// prepare looks for legs to carry, and reports whether there are any.
+func (q *Queue) prepare(ctx context.Context, d *dest) (ready bool, err error) {
+	err = q.fill(ctx, d)
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	ready = err == nil && q.hasReady(d, q.clock.now())
+	if err == nil && !ready {
+		q.prune(d, q.clock.now())
+	}
+	return ready, err
+}
+
+// settled ends a carry, which was tried or not: what it left is pending again,
+// and an error puts the next one off.
+func (q *Queue) settled(ctx context.Context, s *source, tried bool, err error) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	d := s.d
 	s.over = true
 	now := q.clock.now()
 	lost := 0
@@ -266,7 +289,7 @@ func (q *Queue) carry(ctx context.Context, d *dest) {
 		if d.failures++; d.woken {
 			d.notBefore, d.failures = 0, 0
 		}
-		d.lastErr, d.lastErrAt = transport.AsFault(err).Error(), time.Now().UTC()
+		d.lastErr, d.lastErrAt = transport.AsFault(err).Error(), q.clock.src.Now().UTC()
 		if f := (*transport.Fault)(nil); !errors.As(err, &f) {
 			d.lastErr = err.Error()
 		}

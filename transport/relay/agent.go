@@ -2,7 +2,6 @@ package relay
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -120,24 +119,11 @@ func (r *Relay) settle(ctx context.Context, origin mesh.NodeID, age time.Duratio
 		}
 		open := false
 		for i, k := range kept {
-			by := map[transport.Standing][]string{}
-			for j, st := range standings[i] {
-				by[st] = append(by[st], k.Keys[j])
-				open = open || st == transport.Undecided
-			}
-			var errs []error
-			if keys := by[transport.ReleasedYou]; len(keys) > 0 {
-				errs = append(errs, r.d.Gateway.Let(ctx, origin, k.ID, keys))
-			}
-			if keys := by[transport.NotYours]; len(keys) > 0 {
-				errs = append(errs, r.d.Gateway.Drop(ctx, origin, k.ID, keys))
-			}
-			if keys := by[transport.NotKnown]; len(keys) > 0 {
-				errs = append(errs, r.d.Gateway.Strand(ctx, origin, k.ID, keys))
-			}
-			if err := errors.Join(errs...); err != nil {
+			undecided, err := Stand(ctx, r.d.Gateway, origin, k, standings[i])
+			if err != nil {
 				return err
 			}
+			open = open || undecided
 		}
 		if len(kept) == maxBatch && !open { // there may be more
 			r.see(origin, age)

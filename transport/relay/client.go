@@ -50,21 +50,10 @@ func (r *Relay) shun(g mesh.NodeID) {
 
 // gateways returns whom to offer outside legs to, best first.
 func (r *Relay) gateways() []mesh.NodeID {
-	gs := slices.Clone(r.d.Gateways())
+	gs := r.d.Gateways()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	now := time.Now()
-	slices.SortStableFunc(gs, func(a, b mesh.NodeID) int {
-		x, y := now.Before(r.shunned[a]), now.Before(r.shunned[b])
-		switch {
-		case x == y:
-			return 0
-		case x:
-			return 1
-		}
-		return -1
-	})
-	return gs
+	return Prefer(gs, r.shunned, time.Now())
 }
 
 func (r *Relay) carry(ctx context.Context, node mesh.NodeID, offer bool, src transport.Source) error {
@@ -179,24 +168,7 @@ func (s *stream) message(ctx context.Context, leg *transport.Leg, offer bool, sr
 // first. Only then may it be sent there. If the frame is lost, the gateway asks.
 func (s *stream) release(ctx context.Context, leg *transport.Leg, fates []transport.Fate, src transport.Source) {
 	name := s.r.d.Name(s.peer)
-	results := make([]transport.Result, len(fates))
-	var kept []int
-	var keys []string
-	for i, f := range fates {
-		switch {
-		case f.Kept:
-			kept = append(kept, i)
-			keys = append(keys, leg.Rcpts[i].Key())
-			results[i] = transport.Result{Outcome: transport.Relayed, Code: 250, Text: "taken over by " + name, By: name, DSN: true}
-		case f.Result.Outcome.Final():
-			// It ended there before; its reports were made there too.
-			results[i] = f.Result
-			results[i].Outcome, results[i].DSN = transport.Relayed, true
-		default:
-			results[i] = f.Result
-			results[i].Outcome = transport.Deferred
-		}
-	}
+	kept, keys, results := Fates(leg, fates, name)
 	if len(kept) > 0 {
 		if err := s.r.d.Origin.Release(ctx, leg, kept, s.peer); err != nil {
 			// Nothing was released, or nobody knows: the leg stays unanswered

@@ -1,0 +1,81 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"posthouse/mesh"
+	"posthouse/transport"
+)
+
+// The rules of custody and of order, apart from the streams that carry them:
+// pure, or calls of Gateway alone. The simulator of the deciders
+// (simtest/deciders) runs them over lines of its own.
+
+// Fates says what an origin does with a gateway's answer to an offer: whose
+// custody it releases now, by their places in leg.Rcpts and by their keys, and
+// what it reports to the queue once that is on disk. by is the gateway's name.
+func Fates(leg *transport.Leg, fates []transport.Fate, by string) (kept []int, keys []string, results []transport.Result) {
+	results = make([]transport.Result, len(fates))
+	for i, f := range fates {
+		switch {
+		case f.Kept:
+			kept = append(kept, i)
+			keys = append(keys, leg.Rcpts[i].Key())
+			results[i] = transport.Result{Outcome: transport.Relayed, Code: 250, Text: "taken over by " + by, By: by, DSN: true}
+		case f.Result.Outcome.Final():
+			// It ended there before; its reports were made there too.
+			results[i] = f.Result
+			results[i].Outcome, results[i].DSN = transport.Relayed, true
+		default:
+			results[i] = f.Result
+			results[i].Outcome = transport.Deferred
+		}
+	}
+	return kept, keys, results
+}
+
+// Stand does at a gateway what an origin's answer about a kept leg asks for.
+// undecided: the origin has not decided about all of it.
+func Stand(ctx context.Context, g Gateway, origin mesh.NodeID, k transport.KeptLeg, standings []transport.Standing) (undecided bool, err error) {
+	by := map[transport.Standing][]string{}
+	for j, st := range standings {
+		by[st] = append(by[st], k.Keys[j])
+	}
+	var errs []error
+	if keys := by[transport.ReleasedYou]; len(keys) > 0 {
+		errs = append(errs, g.Let(ctx, origin, k.ID, keys))
+	}
+	if keys := by[transport.NotYours]; len(keys) > 0 {
+		errs = append(errs, g.Drop(ctx, origin, k.ID, keys))
+	}
+	if keys := by[transport.NotKnown]; len(keys) > 0 {
+		errs = append(errs, g.Strand(ctx, origin, k.ID, keys))
+	}
+	return len(by[transport.Undecided]) > 0, errors.Join(errs...)
+}
+
+// Prefer puts gateways that failed a moment ago behind the others; until says
+// when each is trusted again.
+func Prefer(gs []mesh.NodeID, until map[mesh.NodeID]time.Time, now time.Time) []mesh.NodeID {
+	gs = slices.Clone(gs)
+	slices.SortStableFunc(gs, func(a, b mesh.NodeID) int {
+		x, y := now.Before(until[a]), now.Before(until[b])
+		switch {
+		case x == y:
+			return 0
+		case x:
+			return 1
+		}
+		return -1
+	})
+	return gs
+}
+
+// Believed is check for a message that begins to come in from peer.
+func Believed(peer mesh.NodeID, offer bool, env *transport.Envelope, rcpts []transport.Recipient, member func(mesh.NodeID) bool) *transport.Fault {
+	f := legFrame{Envelope: *env, Rcpts: rcpts}
+	return f.check(peer, offer, member)
+}
