@@ -219,6 +219,13 @@ func (o *Office) take() (p *process, done func()) {
 	return p, func() { close(grave.gone) }
 }
 
+// A clean stop ends what is under way, writes down where it stands and seals
+// the log: it may take stopTime, and stopSyncs syncs of a slow disk.
+const (
+	stopTime  = 10 * time.Second
+	stopSyncs = 7
+)
+
 // Stop ends the node as SIGTERM does.
 func (o *Office) Stop() {
 	o.w.tb.Helper()
@@ -228,13 +235,13 @@ func (o *Office) Stop() {
 	}
 	defer done()
 	o.w.note("%s is stopped", o.Name)
-	began := time.Now()
+	began, slow := time.Now(), o.syncTime
 	p.cancel()
 	<-p.gone
 	if p.err != nil && !o.expected.Load() {
 		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
 	}
-	if took := time.Since(began); took > 30*time.Second {
+	if took := time.Since(began); took > stopTime+stopSyncs*slow {
 		o.w.violation("%s took %v to stop", o.Name, took)
 	}
 	o.crashAt.Store(0)
