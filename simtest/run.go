@@ -390,7 +390,7 @@ func (x *player) quiet() {
 		w.note("nothing waits for a node after %v more: %v", took, ok)
 	}
 	// Raft's back-off towards a node that was cut off grows to some ten seconds.
-	if took, ok = w.within(30*time.Second, w.Equal); ok {
+	if took, ok = w.within(15*time.Second, w.Equal); ok {
 		w.note("the copies of the domain state are equal after %v", took)
 	} else {
 		w.violation("the copies of the domain state differ")

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"io"
+	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -127,7 +129,10 @@ func TestRevocationClosesAtOnceAndRefuses(t *testing.T) {
 			t.Fatal(held, err)
 		}
 		b.SetPeers(b.id, w.peers(a.id))
-		if _, err := held.Read(make([]byte, 1)); err == nil || err == io.EOF {
+		for _, c := range []net.Conn{held, s} {
+			c.SetReadDeadline(time.Now().Add(time.Second))
+		}
+		if _, err := held.Read(make([]byte, 1)); err == nil || err == io.EOF || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("b reads from a revoked node: %v", err)
 		}
 		w.until("a is told", 2*latency, func() bool { return !a.up(b.id) })
