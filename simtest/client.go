@@ -201,7 +201,7 @@ func (w *World) Open(office string, bodies bool) (*Box, error) {
 		return out, nil
 	}
 	var all imap.SeqSet
-	all.AddRange(1, 0)
+	all.AddRange(1, box.NumMessages) // not what arrives meanwhile: UIDNEXT is of now
 	section := &imap.FetchItemBodySection{Peek: true}
 	want := &imap.FetchOptions{Envelope: true, UID: true}
 	if bodies {

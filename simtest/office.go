@@ -241,7 +241,7 @@ func (o *Office) Stop() {
 	if p.err != nil && !o.expected.Load() {
 		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
 	}
-	if took := time.Since(began); took > stopTime+stopSyncs*slow {
+	if took := time.Since(began); took > stopTime+stopSyncs*max(slow, o.syncTime) {
 		o.w.violation("%s took %v to stop", o.Name, took)
 	}
 	o.crashAt.Store(0)
