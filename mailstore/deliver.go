@@ -245,7 +245,11 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 		entries = append(entries, log.Entry{Kind: log.KindDeliver, Meta: encode(rec), Body: d.Draft})
 	}
 	if len(entries) > 0 {
-		p.ticket = s.j.Append(entries...)
+		write := s.j.Append
+		if d.Draft == nil {
+			write = s.j.AppendBehind // it was answered for when it was accepted
+		}
+		p.ticket = write(entries...)
 		for i := range p.in {
 			t := &p.in[i]
 			t.act = &act{reserved: rec.Size, folders: [2]*Folder{t.mb.folders[inboxID]}}

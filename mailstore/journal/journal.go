@@ -415,8 +415,17 @@ func (j *Journal) Admit(ctx context.Context, size int64) error {
 
 // Append writes entries as one group; see log.Log.Append. It does not wait.
 func (j *Journal) Append(entries ...log.Entry) *Ticket {
-	t := j.lg.Append(entries...)
-	return &Ticket{j: j, t: t, last: t.First() + uint64(len(entries)) - 1}
+	return j.ticket(j.lg.Append(entries...), len(entries))
+}
+
+// AppendBehind is Append for what no client and no peer waits for; see
+// log.Log.AppendBehind.
+func (j *Journal) AppendBehind(entries ...log.Entry) *Ticket {
+	return j.ticket(j.lg.AppendBehind(entries...), len(entries))
+}
+
+func (j *Journal) ticket(t *log.Ticket, entries int) *Ticket {
+	return &Ticket{j: j, t: t, last: t.First() + uint64(entries) - 1}
 }
 
 // NewDraft starts a body; see log.Draft.

@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"posthouse/transport"
 )
@@ -100,11 +101,14 @@ type Options struct {
 	// was rolled back starts a higher one.
 	Epoch uint64
 
-	SegmentSize    int64        // bytes after which a new segment begins; 0: 64 MiB
-	SpoolThreshold int64        // largest body kept inside a record, bytes; 0: 256 KiB, at most 64 MiB
-	OpenFiles      int          // segments kept open for reading; 0: 64
-	Rand           io.Reader    // for salts; nil: crypto/rand
-	Logger         *slog.Logger // nil: silent
+	SegmentSize    int64 // bytes after which a new segment begins; 0: 64 MiB
+	SpoolThreshold int64 // largest body kept inside a record, bytes; 0: 256 KiB, at most 64 MiB
+	OpenFiles      int   // segments kept open for reading; 0: 64
+	// Patience is how long the writer holds back what was appended with
+	// AppendBehind while nobody waits; 0: 2 ms, negative: not at all.
+	Patience time.Duration
+	Rand     io.Reader    // for salts; nil: crypto/rand
+	Logger   *slog.Logger // nil: silent
 
 	// ByHand: no goroutine writes, Turn does. For the simulator of the deciders
 	// (simtest/deciders), which wants every step in an order of its own.
@@ -126,6 +130,9 @@ func (o *Options) defaults() error {
 	}
 	if o.Synced == nil {
 		o.Synced = func([]Record) {}
+	}
+	if o.Patience == 0 {
+		o.Patience = patience
 	}
 	if o.SegmentSize <= 0 {
 		o.SegmentSize = 64 << 20
@@ -158,6 +165,7 @@ type Log struct {
 	stuck      bool                // a replaced segment could not be removed
 	rolling    bool                // the next group begins a segment
 	pending    []batch             // appended, not yet taken by the writer
+	urgent     int                 // how many of them somebody waits for
 	spare      []batch             // what the writer took last, to be used again
 	waiting    int64               // bytes of pending, of the group being written, and of metas handed on
 	handed     [][]Record          // synced, not yet taken by the applier
@@ -258,8 +266,15 @@ func (l *Log) Report() Report {
 // When the disk is full the ticket fails with transport.ErrNoSpace, the log
 // goes on and the numbers are never used again: whoever appended must not have
 // shown anything of the records, and later ones must not build on them.
-func (l *Log) Append(entries ...Entry) *Ticket {
-	b := batch{t: &Ticket{done: make(chan struct{})}, entries: entries}
+func (l *Log) Append(entries ...Entry) *Ticket { return l.append(true, entries) }
+
+// AppendBehind is Append for what no client and no peer waits for, such as the
+// record that ends a leg: the writer may hold it back a moment, so that it
+// shares the sync of what somebody does wait for.
+func (l *Log) AppendBehind(entries ...Entry) *Ticket { return l.append(false, entries) }
+
+func (l *Log) append(urgent bool, entries []Entry) *Ticket {
+	b := batch{t: &Ticket{done: make(chan struct{})}, entries: entries, urgent: urgent}
 	err := b.check()
 	l.mu.Lock()
 	b.t.first = l.next
@@ -273,6 +288,9 @@ func (l *Log) Append(entries ...Entry) *Ticket {
 		l.next += uint64(len(entries))
 		l.pending = append(l.pending, b)
 		l.waiting += b.size
+		if urgent {
+			l.urgent++
+		}
 	}
 	l.mu.Unlock()
 	if err != nil {

@@ -229,6 +229,66 @@ func TestOneSyncServesAllThatWait(t *testing.T) {
 	})
 }
 
+func TestWhatNobodyWaitsForSharesTheNextSync(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		fs := simfs.New()
+		fs.SyncTime = 300 * time.Microsecond
+		var seqs []uint64
+		l := open(t, log.Options{Dir: "/log", FS: fs, Patience: 2 * time.Millisecond, Synced: func(rs []log.Record) {
+			for _, r := range rs {
+				seqs = append(seqs, r.Seq)
+			}
+		}})
+		mustAppend(t, l, 0, 0)
+		record := func() log.Entry {
+			e, err := entry(l, 1, 100)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return e
+		}
+		syncs := func() uint64 { return l.Stats().Syncs }
+
+		at, before := time.Now(), syncs()
+		behind := l.AppendBehind(record())
+		time.Sleep(time.Millisecond)
+		<-l.Append(record()).Done()
+		if took := time.Since(at); took != time.Millisecond+fs.SyncTime || syncs() != before+1 {
+			t.Errorf("answered after %v and %d syncs: who waits does not wait for the patience, and both share a sync", took, syncs()-before)
+		}
+		select {
+		case <-behind.Done():
+		default:
+			t.Error("a later record is answered before an earlier one")
+		}
+
+		at = time.Now()
+		<-l.AppendBehind(record()).Done()
+		if took := time.Since(at); took != 2*time.Millisecond+fs.SyncTime {
+			t.Errorf("alone it was written after %v", took)
+		}
+
+		at = time.Now()
+		var last *log.Ticket
+		for range 16 {
+			last = l.AppendBehind(record())
+		}
+		<-last.Done()
+		if took := time.Since(at); took > 2*fs.SyncTime {
+			t.Errorf("a crowd of them was held back for %v", took)
+		}
+
+		at = time.Now()
+		last = l.AppendBehind(record())
+		if err := l.Close(); err != nil || time.Since(at) > 4*fs.SyncTime {
+			t.Errorf("Close took %v: %v", time.Since(at), err)
+		}
+		if <-last.Done(); last.Err() != nil || !slices.IsSorted(seqs) || len(seqs) != 21 {
+			t.Errorf("%v; applied %v", last.Err(), seqs)
+		}
+	})
+}
+
 // Each of n writers appends and waits, with a little work between: as sessions do.
 func writers(t *testing.T, n, each int) (s log.Stats, took time.Duration) {
 	synctest.Test(t, func(t *testing.T) {

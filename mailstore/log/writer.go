@@ -15,6 +15,7 @@ type batch struct {
 	t       *Ticket
 	entries []Entry
 	size    int64 // bytes on disk
+	urgent  bool  // somebody waits for it
 }
 
 // check computes the size and refuses what cannot be written.
@@ -108,10 +109,11 @@ func (l *Log) write() {
 		if crowded {
 			l.linger()
 		}
-		n, closing := l.round()
-		crowded = n >= crowd
+		l.hold()
+		did, waited, closing := l.round()
+		crowded = waited >= crowd
 		switch {
-		case n > 0:
+		case did:
 		case closing:
 			l.end()
 			return
@@ -121,33 +123,33 @@ func (l *Log) write() {
 	}
 }
 
-// round writes the next group, if there is one, and returns how many Appends
-// were in it, 1 for a mark alone.
-func (l *Log) round() (n int, closing bool) {
-	bs, mark, marked, closing := l.take()
+// round writes the next group, if there is one, and returns how many waited for
+// it.
+func (l *Log) round() (did bool, waited int, closing bool) {
+	bs, waited, mark, marked, closing := l.take()
 	switch {
 	case len(bs) > 0:
 		l.writeGroup(bs, mark)
-		return len(bs), closing
+		return true, waited, closing
 	case marked && l.w.h != nil && l.Err() == nil:
 		l.writeGroup(nil, mark)
-		return 1, closing
+		return true, 0, closing
 	}
-	return 0, closing
+	return false, 0, closing
 }
 
 // Turn writes what waits as one group, syncs, answers, and calls Synced: one
 // round of the writer and of the applier. It reports whether there was anything
 // to do. Only with Options.ByHand, by one goroutine.
 func (l *Log) Turn() bool {
-	n, _ := l.round()
-	return l.hand() || n > 0
+	did, _, _ := l.round()
+	return l.hand() || did
 }
 
 // Under load a sync that waits a moment serves many more: what one costs is
 // much the same for 4 and for 40 records, and who writes them is busy anyway.
-// The writer waits only after a group of at least crowd Appends, and only while
-// more keep coming, so a few writers in turn never wait for it.
+// The writer waits only after a group that at least crowd Appends waited for,
+// and only while more keep coming, so a few writers in turn never wait for it.
 const (
 	crowd      = 16
 	crowdFew   = 4       // fewer than these in a step: no more are coming
@@ -162,7 +164,7 @@ func (l *Log) linger() {
 	had := 0
 	for range crowdSteps {
 		l.mu.Lock()
-		n, end := len(l.pending), l.closing || l.dead != nil || l.waiting > crowdSize || l.room != nil
+		n, end := l.urgent, l.closing || l.dead != nil || l.waiting > crowdSize || l.room != nil
 		l.mu.Unlock()
 		if end || n >= crowdMany || had > 0 && n-had < crowdFew {
 			return
@@ -172,15 +174,49 @@ func (l *Log) linger() {
 	}
 }
 
-func (l *Log) take() (bs []batch, mark uint64, marked, closing bool) {
+// patience is about as long as a client takes from its answer to the next
+// message. Deliveries begin
+// the moment that a group is synced, and a sync for them alone would make the
+// next messages wait for it.
+const patience = 2 * time.Millisecond
+
+// hold waits while there is something to write, but nothing that somebody waits
+// for.
+func (l *Log) hold() {
+	var timer *time.Timer
+	for {
+		l.mu.Lock()
+		n := len(l.pending)
+		now := n == 0 || n >= crowd || l.urgent > 0 || l.closing || l.dead != nil || l.waiting > crowdSize || l.room != nil
+		l.mu.Unlock()
+		if now {
+			break
+		}
+		if timer == nil {
+			timer = time.NewTimer(l.opt.Patience)
+			defer timer.Stop()
+		}
+		select {
+		case <-l.wake:
+		case <-timer.C:
+			return
+		}
+	}
+}
+
+func (l *Log) take() (bs []batch, waited int, mark uint64, marked, closing bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	var n int
 	var size int64
 	for n < len(l.pending) && (n == 0 || size+l.pending[n].size <= gather) {
 		size += l.pending[n].size
+		if l.pending[n].urgent {
+			waited++
+		}
 		n++
 	}
+	l.urgent -= waited
 	if n == len(l.pending) { // the writer is done with what it took before
 		clear(l.spare)
 		bs, l.pending, l.spare = l.pending, l.spare[:0], l.pending
@@ -189,7 +225,7 @@ func (l *Log) take() (bs []batch, mark uint64, marked, closing bool) {
 		l.pending = slices.Delete(l.pending, 0, n)
 	}
 	marked, l.marked = l.marked, false
-	return bs, l.mark, marked, l.closing
+	return bs, waited, l.mark, marked, l.closing
 }
 
 // writeGroup writes bs as one group, syncs and answers. No batches: a group

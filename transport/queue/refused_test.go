@@ -46,9 +46,9 @@ func TestALegWhoseRecordIsOnItsWayStartsNoCarry(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.start()
-		carries := 0
+		var carries atomic.Int32
 		w.carry(toPlzen, func(ctx ctx, d transport.Destination, s transport.Source) error {
-			carries++
+			carries.Add(1)
 			l, err := s.Next(ctx)
 			if err != nil {
 				return err
@@ -59,7 +59,7 @@ func TestALegWhoseRecordIsOnItsWayStartsNoCarry(t *testing.T) {
 		w.disk.FS.SetSyncTime(5 * time.Second)
 		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
 		time.Sleep(20 * time.Second)
-		want(t, carries, 1)
+		want(t, int(carries.Load()), 1)
 		w.crash()
 	})
 }

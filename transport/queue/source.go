@@ -224,8 +224,12 @@ func (q *Queue) record(n legName, r *row, cs []change) {
 		q.d.Logger.Error("leg record", "err", err) // cannot happen: our own types
 		return
 	}
+	write := q.j.AppendBehind
+	if n.dest.Scope == transport.ScopeOutside {
+		write = q.j.Append // until it is on disk, a power cut sends the message again
+	}
 	q.busy[n]++
-	q.follow(underway{n: n, t: q.j.Append(log.Entry{Kind: log.KindLeg, Meta: b}), again: b})
+	q.follow(underway{n: n, t: write(log.Entry{Kind: log.KindLeg, Meta: b}), again: b})
 }
 
 // carry runs the carrier of one destination once.

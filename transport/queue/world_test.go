@@ -97,7 +97,9 @@ type world struct {
 }
 
 func newWorld(t testing.TB) *world {
-	return &world{t: t, disk: journaltest.NewDisk(t), carriers: map[transport.Destination]carrier{},
+	disk := journaltest.NewDisk(t)
+	disk.Options.Log.Patience = -1 // what these tests do takes no time
+	return &world{t: t, disk: disk, carriers: map[transport.Destination]carrier{},
 		routes: map[string]transport.Destination{}, members: map[mesh.NodeID]bool{self: true, plzen: true, brno: true}}
 }
 
