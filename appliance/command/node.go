@@ -154,7 +154,14 @@ func (a *app) members() *cobra.Command {
 func (a *app) memberTable(s admin.Status) error {
 	return a.print(nil, "NODE STATE ROLE GATEWAY RTT PATH QUEUE OLDEST VERSION", func(add func(...any)) {
 		for _, m := range s.Members {
-			add(m.Name, m.State, m.Role, mark(m.Gateway), fmt.Sprintf("%.1fms", m.RTT), m.Path, m.Queue, time.Duration(m.Oldest)*time.Second, dash(m.Version))
+			rtt, oldest := "-", "-"
+			if m.Path != "self" && m.Path != "none" {
+				rtt = fmt.Sprintf("%.1fms", m.RTT)
+			}
+			if m.Queue > 0 {
+				oldest = (time.Duration(m.Oldest) * time.Second).String()
+			}
+			add(m.Name, m.State, m.Role, mark(m.Gateway), rtt, m.Path, m.Queue, oldest, dash(m.Version))
 		}
 	})
 }
