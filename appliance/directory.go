@@ -30,6 +30,8 @@ type directory struct {
 	// age is how long ago this copy was last known to be current.
 	age   func() time.Duration
 	check *login.Checker
+	// full reports whether a mailbox's home says that it is over its quota.
+	full func(home mesh.NodeID, m mesh.MailboxID) bool
 }
 
 // Resolve implements route.Directory.
@@ -44,7 +46,8 @@ func (d *directory) Resolve(a mesh.Address) route.Resolution {
 	case domain.Inside:
 		out.Kind = route.Found
 		for _, x := range r.Recipients {
-			out.Targets = append(out.Targets, route.Target{Mailbox: x.Mailbox, Address: x.Address, Home: x.Home, Version: x.HomeVersion, Detail: r.Detail})
+			out.Targets = append(out.Targets, route.Target{Mailbox: x.Mailbox, Address: x.Address, Home: x.Home, Version: x.HomeVersion, Detail: r.Detail,
+				Full: !x.Mailbox.IsZero() && d.full(x.Home, x.Mailbox)})
 		}
 	}
 	return out

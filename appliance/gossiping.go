@@ -111,6 +111,7 @@ func (n *Node) detours(ctx context.Context, news <-chan struct{}) error {
 				if _, err := n.ask(ctx, p.ID, call{What: callHello}); err == nil && p.Via == 0 {
 					n.queue.PeerUp(p.ID)
 					n.relay.PeerUp(p.ID)
+					n.notices.PeerUp(p.ID)
 					n.refreshView()
 				}
 			})

@@ -59,7 +59,7 @@ func (n *Node) buildLink(socket net.PacketConn) (err error) {
 // waits for it. It returns when the domain state is what it was at the last
 // stop: nobody may see this node's peers, or ask it for a mailbox, while the
 // state still grows command by command.
-func (n *Node) runMesh(ctx context.Context, g *group) error {
+func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 	changed, homes, news := make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	poke := func(c chan struct{}) {
 		select {
@@ -90,12 +90,16 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 		if c.Parts&(domain.Users|domain.Homes) != 0 {
 			poke(homes)
 		}
+		if c.Parts&(domain.Users|domain.Homes|domain.Values) != 0 {
+			n.notify() // quotas
+		}
 		n.live.send()
 	})
 	stopLink := n.link.Watch(func(e link.Event) {
 		if e.Up {
 			n.queue.PeerUp(e.Peer)
 			n.relay.PeerUp(e.Peer)
+			n.notices.PeerUp(e.Peer)
 			select {
 			case up <- e.Peer:
 			default: // others will say it too
@@ -113,7 +117,10 @@ func (n *Node) runMesh(ctx context.Context, g *group) error {
 	g.run("mailboxes", func(ctx context.Context) error { return n.homes(ctx, homes) })
 	g.run("calls", n.answerCalls)
 	g.run("join door", n.keepDoor)
-	g.run("relay", n.serveRelay)
+	g.run("relay", func(ctx context.Context) error { return n.serveRelay(ctx, offers.relay) })
+	g.run("notices told", n.tellNotices)
+	g.run("notices", n.notices.Run)
+	g.run("notices heard", func(ctx context.Context) error { return n.serveNotices(ctx, offers.notice) })
 	g.run("certificates", n.keepCertificate)
 	if !rec.Member && rec.Intent.Target != "" {
 		n.setPhase(mesh.Joining)

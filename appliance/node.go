@@ -30,6 +30,7 @@ import (
 	"posthouse/mesh/gossip"
 	"posthouse/mesh/identity"
 	"posthouse/transport/link"
+	"posthouse/transport/notice"
 	"posthouse/transport/queue"
 	"posthouse/transport/relay"
 )
@@ -64,12 +65,15 @@ type Node struct {
 	queue    *queue.Queue
 	link     *link.Endpoint
 	relay    *relay.Relay
+	notices  *notice.Board
 	gossip   *gossip.Gossip
 	certs    *certificates
 	failures login.Failures // of admins at the pages
 	meshes   *group         // of Run
 
 	gossipDoor *link.Listener
+	noticed    chan struct{} // a token: what this node says of itself may have changed
+	diskFull   atomic.Bool   // as the store said last
 	// parting says that the node stops because it was asked to.
 	parting atomic.Bool
 	witness *witness
@@ -113,7 +117,9 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	n.setStage("the node is starting")
 	n.setPhase(mesh.Fresh)
 	n.view.Store(&mesh.View{})
-	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check}
+	n.noticed = make(chan struct{}, 1)
+	n.buildNotices()
+	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check, full: n.mailboxFull}
 	return n, nil
 }
 
@@ -216,15 +222,21 @@ func (n *Node) Run(ctx context.Context) (err error) {
 	if err := n.buildLink(socket); err != nil {
 		return err
 	}
+	n.buildRelay()
+	// The offers stand before the first peer can ask: its streams wait until this
+	// node is so far.
+	offers, err := n.offer()
+	if err != nil {
+		return err
+	}
 	links := newGroup(fail)
 	defer links.stop()
 	links.run("link", n.link.Run)
 	defer closeStore() // before the link
-	n.buildRelay()
 
 	n.meshes = newGroup(fail)
 	defer n.meshes.stop()
-	if err := n.runMesh(ctx, n.meshes); err != nil {
+	if err := n.runMesh(ctx, n.meshes, offers); err != nil {
 		return asked(err)
 	}
 	n.waitVetted(ctx)

@@ -12,6 +12,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/transport"
 	"posthouse/transport/link"
+	"posthouse/transport/notice"
 	"posthouse/transport/relay"
 	"posthouse/transport/route"
 )
@@ -23,6 +24,9 @@ func (n *Node) buildRelay() {
 		Dial: func(ctx context.Context, to mesh.NodeID, service string) (net.Conn, error) {
 			if n.witness.suspect(to) {
 				return nil, errors.New("it runs on an older copy of its disk; mail waits until it was taken in again")
+			}
+			if n.notices.Full(to) {
+				return nil, errors.New("its disk is full; mail waits until it says that it has room")
 			}
 			c, err := n.link.Dial(ctx, to, service, link.Bulk)
 			if err != nil {
@@ -64,12 +68,19 @@ func (n *Node) rank(id mesh.NodeID) int {
 	return 0
 }
 
-// serveRelay answers the other nodes' relay streams.
-func (n *Node) serveRelay(ctx context.Context) error {
-	l, err := n.link.Listen(relay.Service)
-	if err != nil {
-		return err
+// offers are the services of peers that stand from the first moment of the link.
+type offers struct{ relay, notice *link.Listener }
+
+func (n *Node) offer() (o offers, err error) {
+	if o.relay, err = n.link.Listen(relay.Service); err != nil {
+		return o, err
 	}
+	o.notice, err = n.link.Listen(notice.Service)
+	return o, err
+}
+
+// serveRelay answers the other nodes' relay streams.
+func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
 	defer l.Close()
 	g := newGroup(func(error) {})
 	defer g.stop()

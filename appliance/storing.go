@@ -21,16 +21,16 @@ import (
 func (n *Node) openStore(ctx context.Context) (err error) {
 	view := n.env.View
 	view.Dir = n.viewDir()
-	n.journal, err = journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(n.cfg.Data, "log"), FS: n.env.Disk}, View: view, Logger: n.part("store")})
+	n.journal, err = journal.Open(ctx, journal.Options{Log: log.Options{Dir: filepath.Join(n.cfg.Data, "log"), FS: n.env.Disk}, View: view, Logger: n.part("store"), Space: n.diskSpace})
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
-	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
+	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Fuller: n.notify, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
 		home, version, _ := n.state.Home(m)
 		return home, version
 	}})
 	n.queue = queue.New(n.journal, queueDeps(queue.Deps{
-		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Resolve: n.dir.resolveReport, Domain: route.ToDomain,
+		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Full: n.destinationFull, Resolve: n.dir.resolveReport, Domain: route.ToDomain,
 		Member: func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
 		Host:   func() string { return n.cfg.Host }, Postmaster: n.postmaster,
 		Finals: func(origin mesh.NodeID) { n.relay.Finals(origin) }, Event: n.mailLog, Rand: n.env.Random, Logger: n.part("queue"),

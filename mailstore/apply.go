@@ -146,6 +146,9 @@ func (s *Store) with(id mesh.MailboxID, b *batch, f func(*Mailbox, *result) erro
 			b.Put(folderKey(mb.id, f.id), f.row())
 		}
 	}
+	if s.brim.has(mb.id) {
+		s.opt.Fuller() // there may be room now
+	}
 	return nil
 }
 

@@ -227,6 +227,9 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 			p.results[t.rcpt] = resultMany
 		case !t.mb.room(rec.Size, t.quota):
 			p.results[t.rcpt] = resultFull
+			if t.mb.isBrimful(t.quota) && s.brim.add(t.mb.id) {
+				s.opt.Fuller()
+			}
 		default:
 			uid, err := f.reserveUIDs(1)
 			if err != nil {

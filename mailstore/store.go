@@ -25,6 +25,9 @@ type Options struct {
 	Home func(mesh.MailboxID) (home mesh.NodeID, version uint64)
 	// Now is the wall clock. Nil: time.Now.
 	Now func() time.Time
+	// Fuller is called, and must not block, when Full may give another answer.
+	// Nil: nobody is told.
+	Fuller func()
 	// Cached bounds the folders whose messages are kept in memory without a
 	// watcher. Default 256.
 	Cached int
@@ -57,6 +60,7 @@ type Store struct {
 	loaded map[*Folder]struct{}  // with messages in memory
 
 	claims  claims
+	brim    brim
 	signals signals
 	wg      sync.WaitGroup // unless's
 }
@@ -76,6 +80,10 @@ func New(j *journal.Journal, opt Options) *Store {
 		loaded: map[*Folder]struct{}{},
 	}
 	s.claims.under = map[claimKey]*claim{}
+	s.brim.full = map[mesh.MailboxID]struct{}{}
+	if s.opt.Fuller == nil {
+		s.opt.Fuller = func() {}
+	}
 	j.Register(s, log.KindDeliver, log.KindAppend, log.KindFlags, log.KindExpunge, log.KindCopy, log.KindFolder, log.KindMailbox)
 	return s
 }

@@ -136,7 +136,7 @@ func (o *Office) Start() {
 			}
 			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, 40000), address)
 		},
-		Resolver: names{o.w}, Disk: o.disk, View: kv.Options{Memory: true, Kept: o.view}, Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
+		Resolver: names{o.w}, Disk: o.disk, View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
 		Election: func(string) (election.Storage, error) { return o.votes, nil },
 		Logger:   slog.New(&recorder{to: o.logs}),
 	}
@@ -163,6 +163,24 @@ func (o *Office) Start() {
 			o.ended(p)
 		}
 	}()
+}
+
+// The disk as statfs(2) shows it: small, and with the floor that a node of real
+// size has in proportion.
+const (
+	diskSize  = 1 << 30
+	diskFloor = 64 << 10
+)
+
+func (o *Office) viewOptions() kv.Options {
+	disk := o.disk
+	return kv.Options{Memory: true, Kept: o.view, Floor: diskFloor, Statfs: func(string) (kv.FS, error) {
+		free := disk.Free()
+		if free < 0 {
+			free = diskSize / 2
+		}
+		return kv.FS{Total: diskSize, Free: free}, nil
+	}}
 }
 
 var errDead = errors.New("the node has lost its power")

@@ -18,13 +18,10 @@ import (
 
 // Limits of the liveness phase (issue text, invariant 6).
 const (
-	agreeLimit = 60 * time.Second // until all members agree
-	drainLimit = 15 * time.Second // then until nothing waits for another node
-	// A home whose disk was full has deferred its mail by the schedule of such
-	// answers; nobody tells the senders that there is room again.
-	deferredLimit = 6 * time.Minute
-	outsideLimit  = 30 * time.Minute // until nothing waits for the outside, asked to go on every half minute
-	localLimit    = time.Second      // of local mail, under network faults alone
+	agreeLimit   = 60 * time.Second // until all members agree
+	drainLimit   = 15 * time.Second // then until nothing waits for another node
+	outsideLimit = 30 * time.Minute // until nothing waits for the outside, asked to go on every half minute
+	localLimit   = time.Second      // of local mail, under network faults alone
 )
 
 // Result is what a scenario came to.
@@ -376,10 +373,6 @@ func (x *player) quiet() {
 			return
 		}
 		w.note("they agree after %v more", took)
-	}
-	drainLimit := drainLimit
-	if x.r.Faults[EvFull] > 0 {
-		drainLimit += deferredLimit
 	}
 	took, ok = w.within(drainLimit, w.drained)
 	w.note("nothing waits for a node after %v", took)

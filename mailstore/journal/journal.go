@@ -73,6 +73,11 @@ type Journal struct {
 	proven   map[uint64]bool  // checkpoints that were read back
 	stubborn map[uint64]int64 // segments that compaction did not make smaller, and what of them was needed then; -1: damaged
 
+	space    func(full bool)
+	refusals atomic.Uint64 // groups that a full disk kept out of the log
+	short    chan struct{} // a token: something was refused for want of space
+	full     atomic.Bool   // as space was told last
+
 	done  chan struct{} // closed by fail and by Close
 	watch sync.WaitGroup
 	once  sync.Once
@@ -93,8 +98,11 @@ type waiter struct {
 
 // Options configure a Journal.
 type Options struct {
-	Log  log.Options // Synced and Position are the journal's own
+	Log  log.Options // Synced, Refused and Position are the journal's own
 	View kv.Options  // Damaged and Rebuilding are the journal's own
+	// Space is called, from one goroutine, when the first thing was refused for
+	// want of space, and when there is room again. Nil: nobody is told.
+	Space func(full bool)
 	// Logger is also the log's and the view's where they have none. Nil: none.
 	Logger *slog.Logger
 	// ByHand: no goroutine runs. Turn writes and applies, Commit brings the view
@@ -117,7 +125,7 @@ func Open(ctx context.Context, opt Options) (*Journal, error) {
 		opt.View.Logger = opt.Logger
 	}
 	j := &Journal{
-		slog: opt.Logger, engines: map[log.Kind][]Engine{}, done: make(chan struct{}),
+		slog: opt.Logger, engines: map[log.Kind][]Engine{}, done: make(chan struct{}), short: make(chan struct{}, 1), space: opt.Space,
 		hand: opt.ByHand, segment: opt.Log.SegmentSize, proven: map[uint64]bool{}, stubborn: map[uint64]int64{},
 	}
 	if j.segment <= 0 {
@@ -134,7 +142,7 @@ func Open(ctx context.Context, opt Options) (*Journal, error) {
 	if j.view, err = kv.Open(ctx, opt.View); err != nil {
 		return nil, err
 	}
-	opt.Log.Synced, opt.Log.Position = j.synced, j.view.Durable()
+	opt.Log.Synced, opt.Log.Refused, opt.Log.Position = j.synced, j.refusedByLog, j.view.Durable()
 	if j.lg, err = log.Open(ctx, opt.Log); err != nil {
 		j.view.Close()
 		return nil, err
@@ -250,6 +258,7 @@ func (j *Journal) start(ctx context.Context, progress func(done, total uint64)) 
 			case <-j.done:
 			}
 		})
+		j.watch.Go(j.watchSpace)
 	}
 	if !j.renew {
 		return nil
@@ -403,10 +412,10 @@ func (j *Journal) Admit(ctx context.Context, size int64) error {
 		return err
 	}
 	if j.view.Full() {
-		return transport.ErrNoSpace
+		return j.refuse()
 	}
 	if err := j.view.Room(ctx); errors.Is(err, kv.ErrNoSpace) {
-		return transport.ErrNoSpace
+		return j.refuse()
 	} else if err != nil {
 		return err
 	}

@@ -93,6 +93,10 @@ type Options struct {
 	// does so too. Must not call Admit or Close.
 	Synced func([]Record)
 
+	// Refused is called by the writer, and must not block, each time a full disk
+	// kept a group out. Nil: nobody is told.
+	Refused func()
+
 	FS FS // nil: Disk
 	// Position is the sequence up to which the view is durable: damage at or
 	// before it is never taken for a torn write. 0 when there is no view.
@@ -133,6 +137,9 @@ func (o *Options) defaults() error {
 	}
 	if o.Patience == 0 {
 		o.Patience = patience
+	}
+	if o.Refused == nil {
+		o.Refused = func() {}
 	}
 	if o.SegmentSize <= 0 {
 		o.SegmentSize = 64 << 20

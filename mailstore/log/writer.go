@@ -399,6 +399,7 @@ func (l *Log) giveUp(bs []batch, err error) {
 	l.mu.Lock()
 	l.stats.NoSpace++
 	l.mu.Unlock()
+	l.opt.Refused()
 	l.opt.Logger.Warn("disk full: records refused", "err", err)
 	// Nothing names their bodies now, and nothing will.
 	for i := range bs {

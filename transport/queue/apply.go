@@ -113,7 +113,7 @@ func (q *Queue) load() error {
 		}
 		d := q.dests[key]
 		if d == nil {
-			d = newDest(key)
+			d = q.newDest(key)
 			q.dests[key] = d
 		}
 		d.rows++
@@ -364,7 +364,7 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 		x := e.rows[n]
 		d := q.dests[n.dest]
 		if d == nil {
-			d = newDest(n.dest)
+			d = q.newDest(n.dest)
 			d.whole = live // nothing else is there to be looked at
 			q.dests[n.dest] = d
 		}

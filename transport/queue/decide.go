@@ -96,6 +96,7 @@ type rcpt struct {
 	Delayed  bool                `cbor:"8,keyasint,omitempty"` // the 4 h mark was passed
 	Last     transport.Result    `cbor:"9,keyasint"`
 	Node     mesh.NodeID         `cbor:"10,keyasint,omitempty"` // Released: to whom
+	Tried    time.Duration       `cbor:"11,keyasint,omitempty"` // deferred: queue time at which that attempt began
 }
 
 func (r *rcpt) ended() bool { return r.State == Done && r.Owes == 0 }
@@ -115,6 +116,7 @@ type change struct {
 	Node     mesh.NodeID            `cbor:"10,keyasint,omitempty"`
 	To       *transport.Destination `cbor:"11,keyasint,omitempty"` // routed anew
 	Forget   bool                   `cbor:"12,keyasint,omitempty"` // a kept copy dropped: as if it had never been offered
+	Tried    time.Duration          `cbor:"13,keyasint,omitempty"` // with Waiting, after a deferral
 }
 
 // apply puts the change into r. What ended stays ended, whatever comes late.
@@ -128,7 +130,7 @@ func (c *change) apply(r *rcpt) {
 		}
 		r.Owes |= c.Add
 		if c.State == Waiting {
-			r.Due, r.Moved = c.Due, c.Moved
+			r.Due, r.Moved, r.Tried = c.Due, c.Moved, c.Tried
 		}
 		if c.Attempts != 0 {
 			r.Attempts = c.Attempts
@@ -166,6 +168,8 @@ type answer struct {
 type event struct {
 	Kind    eventKind
 	Answers []answer
+	// Began is when the attempt that was answered began.
+	Began time.Duration
 	// Unanswered: the last attempt got no answer, so the other side may have it.
 	Unanswered bool
 	// Reason is why the destination could not be tried, when nothing was heard
@@ -191,7 +195,7 @@ func (p *Policy) Step(now time.Duration, dest transport.Destination, l *row, ev 
 	case evAnswers:
 		for _, a := range ev.Answers {
 			if r := byN(a.N); r != nil && r.State == Waiting {
-				cs = append(cs, p.answered(now, dest, l, r, a, jitter))
+				cs = append(cs, p.answered(now, dest, l, r, a, ev.Began, jitter))
 			}
 		}
 	case evRoutes:
@@ -212,7 +216,7 @@ func (p *Policy) Step(now time.Duration, dest transport.Destination, l *row, ev 
 	return cs
 }
 
-func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row, r *rcpt, a answer, jitter func() float64) change {
+func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row, r *rcpt, a answer, began time.Duration, jitter func() float64) change {
 	res := a.Result
 	c := change{N: r.N, Last: &res, Attempts: r.Attempts + 1}
 	if !deferredWaits && res.Outcome == transport.Deferred {
@@ -238,7 +242,7 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 		}
 		wait := retry[min(r.Attempts, len(retry)-1)]
 		c.State = Waiting
-		c.Due = now + spread(wait, jitter())
+		c.Due, c.Tried = now+spread(wait, jitter()), began
 	}
 	return c
 }

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"time"
 
+	"posthouse/mesh"
 	"posthouse/transport"
 )
 
@@ -68,6 +69,7 @@ func pairOf(from string, r *transport.Recipient) (p pair, ok bool) {
 // dest is one destination's queue in memory. All fields are guarded by Queue.mu.
 type dest struct {
 	key    transport.Destination
+	full   func(transport.Destination, mesh.MailboxID) bool // Deps.Full
 	counts Counts
 	rows   int   // leg rows
 	bytes  int64 // of the bodies
@@ -90,7 +92,8 @@ type dest struct {
 	timer           time.Duration // earliest pending timer, 0 for none
 	failures        int           // in a row
 	notBefore       time.Duration
-	lastErr         string // why the last carry ended
+	room            time.Duration // whatever was deferred by then may be tried again: see Queue.Room
+	lastErr         string        // why the last carry ended
 	lastErrAt       time.Time
 	wake            chan struct{} // closed when something is new
 }
@@ -102,10 +105,11 @@ type leg struct {
 	meta   *acceptMeta    // nil: to be read
 	out    *transport.Leg // in flight
 	handed []int          // the numbers of out.Rcpts
+	began  time.Duration  // since when it is in flight
 }
 
-func newDest(key transport.Destination) *dest {
-	return &dest{key: key, bySeq: map[uint64]*leg{}, holds: map[pair]uint64{}, due: never, wake: make(chan struct{})}
+func (q *Queue) newDest(key transport.Destination) *dest {
+	return &dest{key: key, full: q.d.Full, bySeq: map[uint64]*leg{}, holds: map[pair]uint64{}, due: never, wake: make(chan struct{})}
 }
 
 // idle reports whether nothing at all is left here.
@@ -135,14 +139,27 @@ func (q *Queue) rewind(d *dest) {
 	d.window = keep
 }
 
+// dueOf is when a waiting recipient is due: by the schedule, or at once when the
+// destination has told of room since it deferred it.
+func (d *dest) dueOf(rc *rcpt) time.Duration {
+	if rc.Tried > 0 && rc.Tried < d.room && (d.full == nil || !d.full(d.key, rc.R.Mailbox)) {
+		return 0
+	}
+	return rc.Due
+}
+
 // note remembers what of a leg is not due yet, and whom that holds back.
 func (d *dest) note(seq uint64, r *row, now time.Duration) {
 	for i := range r.Rcpts {
 		rc := &r.Rcpts[i]
-		if rc.State != Waiting || rc.Due <= now {
+		if rc.State != Waiting {
 			continue
 		}
-		d.due = min(d.due, rc.Due)
+		due := d.dueOf(rc)
+		if due <= now {
+			continue
+		}
+		d.due = min(d.due, due)
 		if p, ok := pairOf(r.From, &rc.R); ok {
 			if at, ok := d.holds[p]; !ok || seq < at {
 				d.holds[p] = seq
@@ -155,7 +172,7 @@ func (d *dest) note(seq uint64, r *row, now time.Duration) {
 func (d *dest) ready(seq uint64, r *row, now time.Duration) (ns []int) {
 	for i := range r.Rcpts {
 		rc := &r.Rcpts[i]
-		if rc.State != Waiting || rc.Due > now {
+		if rc.State != Waiting || d.dueOf(rc) > now {
 			continue
 		}
 		if len(d.holds) > 0 {
@@ -363,7 +380,7 @@ func (q *Queue) pick(d *dest, now time.Duration) *leg {
 			i--
 			continue
 		}
-		l.handed = ns
+		l.handed, l.began = ns, max(now, 1)
 		l.out = &transport.Leg{}
 		return l
 	}

@@ -57,6 +57,9 @@ type Deps struct {
 	Resolve func(env *transport.Envelope, address string) []Leg
 	// Domain returns the destination of an outside address at a gateway.
 	Domain func(address string) transport.Destination
+	// Full reports whether the destination's node says that a mailbox of its own
+	// is full: news of room do not concern it. Nil: nothing is known of any.
+	Full func(transport.Destination, mesh.MailboxID) bool
 	// Member reports whether a node stands in the domain state.
 	Member func(mesh.NodeID) bool
 	// Decode reads the meta of a KindDeliver record (mailstore.DecodeDelivered).
@@ -372,6 +375,10 @@ func (t *timers) Pop() any          { o := *t; x := o[len(o)-1]; *t = o[:len(o)-
 func (q *Queue) Wake(dst transport.Destination) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
+	q.wakeLocked(dst)
+}
+
+func (q *Queue) wakeLocked(dst transport.Destination) {
 	if d := q.dests[dst]; d != nil {
 		d.failures, d.notBefore, d.woken = 0, 0, d.running
 		d.signal()
@@ -383,6 +390,33 @@ func (q *Queue) Wake(dst transport.Destination) {
 func (q *Queue) PeerUp(n mesh.NodeID) {
 	q.Wake(transport.Destination{Scope: transport.ScopeNode, Node: n})
 	q.Wake(transport.Destination{Scope: transport.ScopeGateway})
+}
+
+// Room tells that a destination which deferred mail for want of space has some
+// again: what it has deferred so far is due now, in order, but for mailboxes that
+// Deps.Full knows. Harmless when it is not true: it costs an attempt.
+func (q *Queue) Room(dst transport.Destination) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if d := q.dests[dst]; d != nil {
+		d.room = q.clock.now()
+		d.again = true
+	}
+	q.wakeLocked(dst)
+}
+
+// RoomHere tells that this node's own disk has room again: every destination is
+// looked at, since what a carrier is answered can be recorded.
+func (q *Queue) RoomHere() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	now := q.clock.now()
+	for dst, d := range q.dests {
+		if dst.Scope == transport.ScopeLocal {
+			d.room, d.again = now, true
+		}
+		q.wakeLocked(dst)
+	}
 }
 
 // lockedRand gives jitter.

@@ -162,7 +162,7 @@ func (s *source) Finish(out *transport.Leg, results []transport.Result) {
 	l.out, l.handed = nil, nil
 	s.took++
 	now := q.clock.now()
-	cs := q.policy.Step(now, d.key, l.row, event{Kind: evAnswers, Answers: as}, q.rnd.float)
+	cs := q.policy.Step(now, d.key, l.row, event{Kind: evAnswers, Answers: as, Began: l.began}, q.rnd.float)
 	waited := now - l.row.Accepted
 	q.record(legName{d.key, l.seq}, l.row, cs)
 	d.signal()

@@ -93,6 +93,7 @@ type world struct {
 	members  map[mesh.NodeID]bool
 	events   []string
 	policy   Policy
+	full     func(transport.Destination, mesh.MailboxID) bool
 	inbox    []string // what the fake mailstore has: "mailbox id"
 }
 
@@ -146,6 +147,7 @@ func (w *world) deps() Deps {
 			defer w.mu.Unlock()
 			w.events = append(w.events, fmt.Sprintf("%s %s %s", e.What, e.Recipient, e.Result.Text))
 		},
+		Full:   w.full,
 		Rand:   seeded{rand.NewChaCha8([32]byte{1})},
 		Policy: w.policy,
 	}

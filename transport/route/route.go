@@ -257,7 +257,8 @@ func (s State) resolve(env *transport.Envelope, a mesh.Address) (Resolution, *tr
 		return res, transport.Faultf(550, "5.7.1", "This group takes mail from inside only")
 	case res.TooMany:
 		return res, transport.Faultf(550, "5.4.6", "This address leads to too many others, or back to itself: its administrator must mend it")
-	case !res.Expanded && len(res.Targets) == 1 && res.Targets[0].Full:
+	// Not a report: it is made for mail that was accepted, and waits as that does.
+	case env.Origin != transport.OriginLocal && !res.Expanded && len(res.Targets) == 1 && res.Targets[0].Full:
 		return res, transport.Faultf(452, "4.2.2", "Mailbox full, try again later")
 	}
 	return res, nil

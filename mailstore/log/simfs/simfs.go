@@ -132,6 +132,9 @@ func New() *FS {
 // SetFree bounds the bytes by which files may still grow; -1: no bound.
 func (s *FS) SetFree(n int64) { s.mu.Lock(); s.free = n; s.mu.Unlock() }
 
+// Free returns the bytes by which files may still grow; -1: no bound.
+func (s *FS) Free() int64 { s.mu.Lock(); defer s.mu.Unlock(); return s.free }
+
 // SetSyncTime changes SyncTime while the disk is in use.
 func (s *FS) SetSyncTime(d time.Duration) { s.mu.Lock(); s.SyncTime = d; s.mu.Unlock() }
 
