@@ -119,6 +119,13 @@ func (b *Board) Full(peer mesh.NodeID) bool {
 func (b *Board) MailboxFull(home mesh.NodeID, m mesh.MailboxID) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !ownWordOnly {
+		for _, h := range b.heard {
+			if h.facts.has(m) {
+				return true
+			}
+		}
+	}
 	h := b.heard[home]
 	return h != nil && h.facts.has(m)
 }

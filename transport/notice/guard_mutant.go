@@ -1,0 +1,5 @@
+//go:build mutant_any_word
+
+package notice
+
+const ownWordOnly = false
