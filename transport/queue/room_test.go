@@ -2,6 +2,7 @@ package queue
 
 import (
 	"fmt"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -11,12 +12,29 @@ import (
 	"posthouse/transport"
 )
 
-// crowded is a home that is full until it has room; tried are the ids that it
-// was offered, in order.
-func crowded(w *world, full func() bool) (tried *[]string) {
-	tried = new([]string)
+// offers are the ids that a home was offered, in order.
+type offers struct {
+	mu  sync.Mutex
+	ids []string
+}
+
+// take returns those since the last call.
+func (o *offers) take() string {
+	synctest.Wait()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ids := o.ids
+	o.ids = nil
+	return fmt.Sprint(ids)
+}
+
+// crowded is a home that is full until it has room.
+func crowded(w *world, full func() bool) *offers {
+	tried := new(offers)
 	w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
-		*tried = append(*tried, fmt.Sprint(l.Envelope.ID[7]))
+		tried.mu.Lock()
+		tried.ids = append(tried.ids, fmt.Sprint(l.Envelope.ID[7]))
+		tried.mu.Unlock()
 		if full() {
 			return all(len(l.Rcpts), transport.ErrNoSpace.Result("plzen"))
 		}
@@ -36,13 +54,11 @@ func TestNewsOfRoomBringsAtOnceInOrderWhatWasDeferred(t *testing.T) {
 			w.accept(i+1, anna+fmt.Sprint(i), transport.OriginSubmission, one(toPlzen, user(bob)))
 		}
 		time.Sleep(20 * time.Second)
-		synctest.Wait()
-		want(t, fmt.Sprint(*tried), "[1 2 3 4 5]")
+		want(t, tried.take(), "[1 2 3 4 5]")
 		full.Store(false)
 		w.q.Room(toPlzen)
 		time.Sleep(time.Millisecond)
-		synctest.Wait()
-		want(t, fmt.Sprint(*tried), "[1 2 3 4 5 1 2 3 4 5]")
+		want(t, tried.take(), "[1 2 3 4 5]")
 		want(t, w.left(), "")
 		w.crash()
 	})
@@ -57,11 +73,9 @@ func TestFalseNewsOfRoomCostOneAttempt(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		w.q.Room(toPlzen)
 		time.Sleep(20 * time.Second)
-		synctest.Wait()
-		want(t, len(*tried), 2)
+		want(t, tried.take(), "[1 1]")
 		time.Sleep(3 * time.Minute) // the schedule goes on, now with its second pause
-		synctest.Wait()
-		want(t, len(*tried), 3)
+		want(t, tried.take(), "[1]")
 		w.crash()
 	})
 }
@@ -70,9 +84,9 @@ func TestNewsThatComeBeforeTheDeferralCountForIt(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.start()
-		tries := 0
+		var tries atomic.Int32
 		w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
-			if tries++; tries == 1 {
+			if tries.Add(1) == 1 {
 				time.Sleep(time.Second)
 				w.q.Room(toPlzen) // and the answer of before is still on its way
 				time.Sleep(time.Second)
@@ -98,19 +112,15 @@ func TestNewsOfRoomDoNotConcernAMailboxThatIsStillFull(t *testing.T) {
 		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
 		w.accept(2, anna, transport.OriginSubmission, one(toPlzen, user("cyril@ours.example")))
 		time.Sleep(10 * time.Second)
-		synctest.Wait()
-		*tried = nil
+		tried.take()
 		w.q.Room(toPlzen)
 		time.Sleep(time.Second)
-		synctest.Wait()
-		want(t, fmt.Sprint(*tried), "[2]")
+		want(t, tried.take(), "[2]")
 		full.Store(false)
-		synctest.Wait()
-		*tried = nil
+		tried.take()
 		w.q.Room(toPlzen)
 		time.Sleep(time.Second)
-		synctest.Wait()
-		want(t, fmt.Sprint(*tried), "[1 2]")
+		want(t, tried.take(), "[1 2]")
 		w.crash()
 	})
 }
