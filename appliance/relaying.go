@@ -108,15 +108,19 @@ func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
 // relayHome implements relay.Home on the mailstore.
 type relayHome struct{ n *Node }
 
-func (h relayHome) Deliver(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure) ([]transport.Result, error) {
+func (h relayHome) Start(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure, after []relay.Started) (relay.Started, error) {
 	if err := h.n.journal.Admit(ctx, body.Size()); err != nil {
 		return nil, err
 	}
-	p, err := homeStore(h).StartDelivery(ctx, &mailstore.Delivery{Envelope: env, Rcpts: rcpts, Draft: body, Structure: s})
+	d := &mailstore.Delivery{Envelope: env, Rcpts: rcpts, Draft: body, Structure: s}
+	for _, a := range after {
+		d.After = append(d.After, a.(*mailstore.Pending)) // we made it
+	}
+	p, err := homeStore(h).StartDelivery(ctx, d)
 	if err != nil {
 		return nil, err
 	}
-	return p.Synced(ctx)
+	return p, nil
 }
 
 func (h relayHome) Where(m mesh.MailboxID) (mesh.NodeID, uint64, bool) { return h.n.state.Home(m) }

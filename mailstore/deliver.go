@@ -30,6 +30,9 @@ type Delivery struct {
 	Structure *mime.Structure
 	// LegSeq is the queue's leg that ends with this, or 0.
 	LegSeq uint64
+	// After are earlier deliveries that this one must not overtake: where a full
+	// disk keeps one of them out of the log, this one is kept out as well.
+	After []*Pending
 	// Trace holds header fields of this hop (a Received field), CRLF line ends,
 	// that stand above the message's own. May be empty.
 	Trace []byte
@@ -113,7 +116,26 @@ func (s *Store) StartDelivery(ctx context.Context, d *Delivery) (*Pending, error
 		return nil, err
 	}
 	s.reserve(d, &rec, todo, p)
+	for _, r := range p.repeats {
+		<-r.claim.decided // by its owner, who waits for nobody in between
+		if r.claim.ticket == nil && !r.claim.before {
+			p.results[r.rcpt] = resultAgain
+		}
+	}
 	return p, nil
+}
+
+// tickets are the records that p stands on.
+func (p *Pending) tickets() (ts []*log.Ticket) {
+	if p.ticket != nil {
+		ts = append(ts, p.ticket.Log())
+	}
+	for _, r := range p.repeats {
+		if r.claim.ticket != nil {
+			ts = append(ts, r.claim.ticket.Log())
+		}
+	}
+	return ts
 }
 
 func (s *Store) bodyOf(d *Delivery) (transport.Body, error) {
@@ -248,6 +270,9 @@ func (s *Store) reserve(d *Delivery, rec *deliverRecord, list []todo, p *Pending
 		entries = append(entries, log.Entry{Kind: log.KindDeliver, Meta: encode(rec), Body: d.Draft})
 	}
 	if len(entries) > 0 {
+		for _, a := range d.After {
+			entries[0].After = append(entries[0].After, a.tickets()...)
+		}
 		write := s.j.Append
 		if d.Draft == nil {
 			write = s.j.AppendBehind // it was answered for when it was accepted
@@ -290,6 +315,10 @@ func (p *Pending) Deferred() (at []int) {
 	return at
 }
 
+// Known returns the results as far as they are known from the start: what is
+// Delivered in them is not to be told before Synced, the others are final.
+func (p *Pending) Known() []transport.Result { return slices.Clone(p.results) }
+
 // Synced waits until the delivery is on disk: the results may be told from then
 // on, as a relay does. The messages may be visible a moment later.
 func (p *Pending) Synced(ctx context.Context) ([]transport.Result, error) {
@@ -310,18 +339,10 @@ func (p *Pending) wait(ctx context.Context, how func(*journal.Ticket, context.Co
 	}
 	results := slices.Clone(p.results)
 	for _, r := range p.repeats {
-		select {
-		case <-r.claim.decided:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
-		}
-		switch {
-		case r.claim.ticket != nil:
+		if r.claim.ticket != nil {
 			if err := how(r.claim.ticket, ctx); err != nil {
 				return nil, err
 			}
-		case !r.claim.before:
-			results[r.rcpt] = resultAgain
 		}
 	}
 	return results, nil

@@ -250,7 +250,7 @@ func (x *player) probe(o *Office) {
 	mail := x.w.Send(1).From(o.Name)
 	taken := mail.To(o.Name)
 	answered := time.Now()
-	if o.process() != p || x.isMasked(o) {
+	if o.process() != p || x.isMasked(o) || o.stopped.Load() { // its power fails at this instant
 		return
 	}
 	if taken != 1 {

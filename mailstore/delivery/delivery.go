@@ -134,7 +134,7 @@ func (c *Carrier) pull(ctx context.Context, src transport.Source, held *held, un
 // nothing can be delivered now.
 func (c *Carrier) begin(ctx context.Context, src Finisher, held *held, leg *transport.Leg) (*started, error) {
 	s := &started{leg: leg, results: make([]transport.Result, len(leg.Rcpts))}
-	d := &mailstore.Delivery{Envelope: leg.Envelope, LegSeq: leg.Seq}
+	d := &mailstore.Delivery{Envelope: leg.Envelope, LegSeq: leg.Seq, After: held.last}
 	for i := range leg.Rcpts {
 		if held.has(leg, i) {
 			s.results[i] = resultHeld
@@ -167,6 +167,7 @@ func (c *Carrier) begin(ctx context.Context, src Finisher, held *held, leg *tran
 		return nil, nil
 	}
 	held.add(leg, s.pending, s.rcpts)
+	held.last = []*mailstore.Pending{s.pending}
 	return s, nil
 }
 
@@ -253,6 +254,8 @@ type lane struct {
 // it yet: what it hands out behind that waits too. From Finish on it is the
 // queue that keeps the order.
 type held struct {
+	last []*mailstore.Pending // what the next delivery must not overtake; of the starter alone
+
 	mu sync.Mutex
 	by map[lane]uint64 // sequence number of the leg that was deferred
 }

@@ -515,6 +515,9 @@ type Ticket struct {
 // Done is closed when the entries are on disk or never will be.
 func (t *Ticket) Done() <-chan struct{} { return t.t.Done() }
 
+// Log returns the log's own receipt, for log.Entry.After.
+func (t *Ticket) Log() *log.Ticket { return t.t }
+
 // First returns the sequence number of the first entry.
 func (t *Ticket) First() uint64 { return t.t.First() }
 

@@ -74,6 +74,9 @@ type Entry struct {
 	Kind Kind
 	Meta []byte // at most MaxMeta; owned by the log from Append on
 	Body *Draft // sealed, and in this one entry only; nil for none
+	// After are tickets of earlier Appends that this one must not overtake: if a
+	// full disk refused one of them it is refused as well, though it might fit.
+	After []*Ticket
 }
 
 // ErrDamaged is wrapped by every error that says that bytes on disk are not the

@@ -9,6 +9,8 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -495,4 +497,67 @@ func TestFewFilesAreKeptOpen(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Whoever starts one thing after the other does not know yet that the disk refused
+// the first: the second, though smaller, must not get through.
+func TestWhatMustNotOvertakeARefusedRecordIsRefusedWithIt(t *testing.T) {
+	fs := simfs.New()
+	var full atomic.Bool
+	fs.Hook = func(op simfs.Op) simfs.Fault {
+		if full.Load() && op.Name == "write" && op.Len > 2500 {
+			return simfs.Fault{Err: syscall.ENOSPC}
+		}
+		return simfs.Fault{}
+	}
+	l := open(t, small(fs))
+	mustAppend(t, l, 1, 100)
+	full.Store(true)
+	write := func(n int, after ...*log.Ticket) *log.Ticket {
+		e, err := entry(l, 2, n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.After = after
+		return l.Append(e)
+	}
+	large := write(3000)
+	second := write(10, large)
+	third := write(10, second)
+	alone := write(10)
+	for what, x := range map[string]*log.Ticket{"the large one": large, "the one behind it": second, "the one behind that": third} {
+		if <-x.Done(); !errors.Is(x.Err(), transport.ErrNoSpace) {
+			t.Errorf("%s: %v", what, x.Err())
+		}
+	}
+	if <-alone.Done(); alone.Err() != nil && !errors.Is(alone.Err(), transport.ErrNoSpace) {
+		t.Error(alone.Err()) // refused if it was in the large one's group
+	}
+	if x := write(10, third); true { // long after
+		if <-x.Done(); !errors.Is(x.Err(), transport.ErrNoSpace) {
+			t.Errorf("behind what was refused long ago: %v", x.Err())
+		}
+	}
+	full.Store(false)
+	first := write(10)
+	<-first.Done()
+	a, b := write(10, first), write(10, third)
+	c := write(10, a)
+	for what, x := range map[string]*log.Ticket{"behind what is there": a, "behind that": c} {
+		if <-x.Done(); x.Err() != nil {
+			t.Errorf("%s: %v", what, x.Err())
+		}
+	}
+	if <-b.Done(); b.Err() == nil {
+		t.Error("between them: not refused")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l = open(t, small(fs))
+	replay(t, l, 1)
+	if r := l.Report(); len(r.Damage) > 0 {
+		t.Error(r.Damage)
+	}
+	l.Close()
 }

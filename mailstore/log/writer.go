@@ -129,7 +129,7 @@ func (l *Log) round() (did bool, waited int, closing bool) {
 	bs, waited, mark, marked, closing := l.take()
 	switch {
 	case len(bs) > 0:
-		l.writeGroup(bs, mark)
+		l.writeInOrder(bs, mark)
 		return true, waited, closing
 	case marked && l.w.h != nil && l.Err() == nil:
 		l.writeGroup(nil, mark)
@@ -226,6 +226,55 @@ func (l *Log) take() (bs []batch, waited int, mark uint64, marked, closing bool)
 	}
 	marked, l.marked = l.marked, false
 	return bs, waited, l.mark, marked, l.closing
+}
+
+// writeInOrder writes bs as one group; what must not overtake something refused is
+// refused, and what stands behind it is a group of its own.
+func (l *Log) writeInOrder(bs []batch, mark uint64) {
+	from := 0
+	for i := range bs {
+		err := bs[i].orphaned()
+		if err == nil {
+			continue
+		}
+		if i > from {
+			l.writeGroup(bs[from:i], mark)
+		}
+		drop(bs[i : i+1])
+		l.refuse(bs[i:i+1], err)
+		from = i + 1
+	}
+	if from < len(bs) {
+		l.writeGroup(bs[from:], mark)
+	}
+}
+
+// orphaned returns why an Append that b must not overtake was refused.
+func (b *batch) orphaned() error {
+	for i := range b.entries {
+		for _, t := range b.entries[i].After {
+			select {
+			case <-t.done:
+				if t.err != nil && heedsOrder {
+					return fmt.Errorf("behind a record that was refused: %w", t.err)
+				}
+			default: // in this group, or in one that is still to come
+			}
+		}
+	}
+	return nil
+}
+
+// drop removes the bodies of records that were refused: nothing names them, and
+// nothing will.
+func drop(bs []batch) {
+	for i := range bs {
+		for j := range bs[i].entries {
+			if d := bs[i].entries[j].Body; d != nil {
+				d.drop()
+			}
+		}
+	}
 }
 
 // writeGroup writes bs as one group, syncs and answers. No batches: a group
@@ -401,14 +450,7 @@ func (l *Log) giveUp(bs []batch, err error) {
 	l.mu.Unlock()
 	l.opt.Refused()
 	l.opt.Logger.Warn("disk full: records refused", "err", err)
-	// Nothing names their bodies now, and nothing will.
-	for i := range bs {
-		for j := range bs[i].entries {
-			if d := bs[i].entries[j].Body; d != nil {
-				d.drop()
-			}
-		}
-	}
+	drop(bs)
 	l.refuse(bs, err)
 }
 

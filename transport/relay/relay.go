@@ -42,11 +42,23 @@ const (
 
 // Home takes messages for the mailboxes of this node.
 type Home interface {
-	// Deliver returns one result a recipient once that is on disk, as
-	// mailstore.Store.Deliver does. Calls for one mailbox come one at a time.
-	Deliver(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure) ([]transport.Result, error)
+	// Start fixes a message's place in the order of its mailboxes without waiting
+	// for the disk, as mailstore.Store.StartDelivery does. Calls for one mailbox
+	// come one at a time. after are those started before in these mailboxes that
+	// have no results yet: should one of them not come to disk for want of space,
+	// this one must not either. With an error body is still the caller's.
+	Start(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure, after []Started) (Started, error)
 	// Where returns the home of a mailbox, for answers that it moved.
 	Where(m mesh.MailboxID) (home mesh.NodeID, version uint64, ok bool)
+}
+
+// Started is a delivery whose place is fixed; *mailstore.Pending is one.
+type Started interface {
+	// Known returns one result a recipient as far as it is known from the start:
+	// Delivered ones are not to be told yet, the others are final.
+	Known() []transport.Result
+	// Synced returns the results once they are on disk. It is always called.
+	Synced(ctx context.Context) ([]transport.Result, error)
 }
 
 // Gateway keeps outside legs for other nodes; *queue.Queue is one.

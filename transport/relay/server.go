@@ -9,7 +9,9 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +34,8 @@ type server struct {
 	busy   atomic.Int64
 	wg     sync.WaitGroup
 
+	holds holds
+
 	// Of the reader alone.
 	in   *incoming
 	last map[mesh.MailboxID]*turn
@@ -49,19 +53,33 @@ type incoming struct {
 
 // turn is a message's place in the order of one mailbox.
 type turn struct {
-	before *turn
-	done   chan struct{}
-	// held are the senders whose mail to this mailbox was just deferred on this
-	// stream: what was on its way behind it waits as well. nil for none;
-	// written before done closes.
-	held map[string]hold
+	before  *turn
+	started chan struct{} // closed when the next may start
+	told    chan struct{} // closed when the next may be answered
+	begun   Started       // written before started closes; nil: nothing was started
+	// settled is closed when begun has its results, and holds are set by them.
+	settled chan struct{}
 }
 
-// hold is why later mail of a sender waits: until that message comes again, or
+// lane is one sender's mail to one mailbox: it stays in order.
+type lane struct {
+	to   mesh.MailboxID
+	from string
+}
+
+// hold is why later mail of a lane waits: until that message comes again, or
 // everything that was on its way then has long arrived.
 type hold struct {
+	n     uint64 // of its frame
 	id    transport.MessageID
 	until time.Time
+}
+
+// holds are the lanes of a stream whose mail was just deferred: what was on its
+// way behind it waits as well.
+type holds struct {
+	mu sync.Mutex
+	by map[lane]hold
 }
 
 // How long a hold lasts: longer than a message is on its way, shorter than
@@ -69,13 +87,50 @@ type hold struct {
 const (
 	holdDeferred = 2 * progress
 	holdMoved    = 900 * time.Millisecond
+	manyHolds    = 1024 // from which on those that are over are looked for
 )
+
+// has reports whether a message waits behind another; the one that the others
+// wait for ends the hold by coming again.
+func (h *holds) has(l lane, id transport.MessageID) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	x, ok := h.by[l]
+	if ok && (x.id == id || !time.Now().Before(x.until)) {
+		delete(h.by, l)
+		return false
+	}
+	return ok
+}
+
+// set notes what became of a message in a lane. Of several that did not get
+// through it is the first that the others wait for.
+func (h *holds) set(l lane, n uint64, id transport.MessageID, o transport.Outcome) {
+	d := holdDeferred
+	switch o {
+	case transport.Deferred:
+	case transport.Moved:
+		d = holdMoved
+	default:
+		return
+	}
+	now := time.Now()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if x, ok := h.by[l]; ok && x.n < n && now.Before(x.until) {
+		return
+	}
+	if len(h.by) >= manyHolds {
+		maps.DeleteFunc(h.by, func(_ lane, x hold) bool { return !now.Before(x.until) })
+	}
+	h.by[l] = hold{n, id, now.Add(d)}
+}
 
 // Serve answers a stream that peer opened until it ends. It closes conn.
 func (r *Relay) Serve(ctx context.Context, peer mesh.NodeID, conn net.Conn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s := &server{r: r, peer: peer, c: conn, slots: make(chan struct{}, window), out: make(chan []byte, 8), cancel: cancel,
-		last: map[mesh.MailboxID]*turn{}}
+		last: map[mesh.MailboxID]*turn{}, holds: holds{by: map[lane]hold{}}}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	written := make(chan struct{})
 	go func() { defer close(written); s.write(ctx) }()
@@ -262,12 +317,13 @@ func (s *server) end(ctx context.Context, p []byte) error {
 	}
 	s.in = nil
 	// The order of a mailbox is the order of the stream: each message takes its
-	// turn here and is logged when those before it in its mailboxes are.
+	// turn here, starts when those before it in its mailboxes have started, and is
+	// answered after them.
 	var turns []*turn
 	if !in.offer && (in.fault == nil || in.fault.Temporary()) {
 		for i := range in.Rcpts {
 			m := in.Rcpts[i].Mailbox
-			t := &turn{before: s.last[m], done: make(chan struct{})}
+			t := &turn{before: s.last[m], started: make(chan struct{}), told: make(chan struct{}), settled: make(chan struct{})}
 			s.last[m] = t
 			turns = append(turns, t)
 		}
@@ -276,7 +332,17 @@ func (s *server) end(ctx context.Context, p []byte) error {
 		if in.offer {
 			s.answer(frameFates, &fatesFrame{N: in.N, Fates: s.keep(ctx, in)})
 		} else {
-			s.answer(frameResults, &resultsFrame{N: in.N, Results: s.deliver(ctx, in, turns)})
+			rs := s.deliver(ctx, in, turns)
+			for _, t := range turns {
+				if t.before != nil {
+					<-t.before.told
+					t.before = nil // lets the chain go
+				}
+			}
+			s.answer(frameResults, &resultsFrame{N: in.N, Results: rs})
+			for _, t := range turns {
+				close(t.told)
+			}
 		}
 	})
 }
@@ -294,94 +360,116 @@ func (s *server) work(ctx context.Context, f func(context.Context)) error {
 	return nil
 }
 
+// deliver brings a message into its mailboxes: several at once, each started
+// after those before it in its mailboxes, so that one sync serves many.
 func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []transport.Result {
 	self := s.r.d.Name(s.r.d.Self)
-	results := make([]transport.Result, len(in.Rcpts))
 	if in.fault != nil && turns == nil {
 		return fill(len(in.Rcpts), in.fault.Result(self))
 	}
+	var err error
+	var st *mime.Structure
+	if in.fault != nil { // for now: those behind it wait too
+		err = in.fault
+	} else if st, err = seal(ctx, in.draft); err != nil {
+		in.draft.Discard()
+	}
+	for _, t := range turns {
+		if t.before != nil {
+			<-t.before.started
+		}
+	}
+	results := make([]transport.Result, len(in.Rcpts))
 	var todo []transport.Recipient
 	var at []int
-	for i, t := range turns {
-		if t.before != nil {
-			<-t.before.done
-			now := time.Now()
-			for from, h := range t.before.held {
-				if now.Before(h.until) && h.id != in.Envelope.ID {
-					t.hold(from, h)
-				}
-			}
-			t.before = nil // lets the chain go
-		}
-		if _, ok := t.held[in.Envelope.From]; ok {
+	for i := range turns {
+		if s.holds.has(lane{in.Rcpts[i].Mailbox, in.Envelope.From}, in.Envelope.ID) {
 			results[i] = transport.Result{Outcome: transport.Deferred, Code: 450, Enhanced: "4.2.2", Text: "an earlier message waits", By: self}
 			continue
 		}
 		todo = append(todo, in.Rcpts[i])
 		at = append(at, i)
 	}
-	var rs []transport.Result
-	var err error
-	if in.fault != nil { // for now: those behind it wait too
-		err = in.fault
-	} else {
-		rs, err = s.log(ctx, in, todo)
-		s.over(err)
+	var d Started
+	if err == nil && len(todo) > 0 {
+		d, err = s.start(ctx, in, todo, st, turns)
+	} else if err == nil {
+		in.draft.Discard()
 	}
-	for k, i := range at {
-		switch {
-		case err != nil:
-			results[i] = transport.AsFault(err).Result(self)
-		default:
-			results[i] = rs[k]
-		}
-		if results[i].By == "" {
-			results[i].By = self
-		}
-		if results[i].Outcome == transport.Moved && results[i].Home == 0 {
-			if home, version, ok := s.r.d.Home.Where(in.Rcpts[i].Mailbox); ok && home != s.r.d.Self {
-				results[i].Home, results[i].Version = home, version
-			}
-		}
-		switch results[i].Outcome {
-		case transport.Deferred:
-			turns[i].hold(in.Envelope.From, hold{in.Envelope.ID, time.Now().Add(holdDeferred)})
-		case transport.Moved:
-			turns[i].hold(in.Envelope.From, hold{in.Envelope.ID, time.Now().Add(holdMoved)})
-		}
+	if err != nil {
+		s.over(err)
+		s.put(in, at, fill(len(at), transport.AsFault(err).Result(self)), results)
+	} else if d != nil {
+		s.put(in, at, d.Known(), results)
 	}
 	for _, t := range turns {
-		close(t.done)
+		t.begun = d
+		close(t.started)
+	}
+	if d != nil {
+		rs, err := d.Synced(ctx)
+		if err == nil && len(rs) != len(todo) {
+			err = errors.New("mailboxes answered for other recipients than were asked")
+		}
+		if err != nil {
+			s.over(err)
+			rs = fill(len(at), transport.AsFault(err).Result(self))
+		}
+		s.put(in, at, rs, results)
+	}
+	for _, t := range turns {
+		close(t.settled)
 	}
 	return results
 }
 
-func (t *turn) hold(from string, h hold) {
-	if t.held == nil {
-		t.held = map[string]hold{}
-	}
-	t.held[from] = h
-}
-
-func (s *server) log(ctx context.Context, in *incoming, rcpts []transport.Recipient) ([]transport.Result, error) {
-	if len(rcpts) == 0 {
-		in.draft.Discard()
-		return nil, nil
-	}
+// start fixes the place of a message, behind what has no results yet.
+func (s *server) start(ctx context.Context, in *incoming, todo []transport.Recipient, st *mime.Structure, turns []*turn) (Started, error) {
 	if s.ended.Load() {
 		in.draft.Discard()
 		return nil, log.ErrClosed
 	}
-	st, err := seal(ctx, in.draft)
+	var after []Started
+	for _, t := range turns {
+		if t.before == nil {
+			continue
+		}
+		select {
+		case <-t.before.settled:
+		default:
+			if b := t.before.begun; b != nil && !slices.Contains(after, b) {
+				after = append(after, b)
+			}
+		}
+	}
+	d, err := s.r.d.Home.Start(ctx, in.Envelope, todo, in.draft, st, after)
 	if err != nil {
 		in.draft.Discard()
 		return nil, err
 	}
-	rs, err := s.r.d.Home.Deliver(ctx, in.Envelope, rcpts, in.draft, st)
-	if err == nil && len(rs) != len(rcpts) {
-		err = errors.New("mailboxes answered for other recipients than were asked")
+	if n := len(d.Known()); n != len(todo) {
+		d.Synced(ctx)
+		return nil, fmt.Errorf("mailboxes answered for %d recipients, %d were asked for", n, len(todo))
 	}
-	return rs, err
+	return d, nil
+}
+
+// put writes the results of the recipients at those places, and holds the lanes
+// of those that did not get through.
+func (s *server) put(in *incoming, at []int, rs, results []transport.Result) {
+	for k, i := range at {
+		r := rs[k]
+		if r.By == "" {
+			r.By = s.r.d.Name(s.r.d.Self)
+		}
+		if r.Outcome == transport.Moved && r.Home == 0 {
+			if home, version, ok := s.r.d.Home.Where(in.Rcpts[i].Mailbox); ok && home != s.r.d.Self {
+				r.Home, r.Version = home, version
+			}
+		}
+		results[i] = r
+		s.holds.set(lane{in.Rcpts[i].Mailbox, in.Envelope.From}, in.N, in.Envelope.ID, r.Outcome)
+	}
 }
 
 // seal ends a draft and walks it: structure from a peer is not believed.

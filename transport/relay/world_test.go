@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"posthouse/mailstore"
 	"posthouse/mailstore/journal"
 	"posthouse/mailstore/journal/journaltest"
 	"posthouse/mailstore/log"
@@ -153,6 +154,7 @@ type world struct {
 	victim   mesh.NodeID
 	crash    chan struct{} // closed at the point
 	trace    []string
+	pad      int // bytes of the messages of acceptFrom
 }
 
 type node struct {
@@ -166,7 +168,10 @@ type node struct {
 	up    bool
 	conns map[*pipe]bool
 	stop  func()
-	home  func(env transport.Envelope, rcpts []transport.Recipient, body *log.Draft) ([]transport.Result, error)
+	// store is a real home; nil: home answers, each answer after syncTime.
+	store    *mailstore.Store
+	syncTime time.Duration
+	home     func(env transport.Envelope, rcpts []transport.Recipient, body *log.Draft) ([]transport.Result, error)
 }
 
 func newWorld(t testing.TB, ids ...mesh.NodeID) *world {
@@ -244,6 +249,9 @@ func (n *node) start() {
 		Host:       func() string { return name(n.id) },
 		Postmaster: func() string { return "postmaster@ours.example" },
 		Finals:     func(o mesh.NodeID) { n.r.Finals(o) },
+	}
+	if n.store != nil {
+		n.store = mailstore.New(n.j, mailstore.Options{})
 	}
 	n.q = queue.New(n.j, deps)
 	n.r = New(Deps{Self: n.id, Dial: n.dial, Name: name, Member: deps.Member, IsGateway: isGateway,
@@ -357,9 +365,38 @@ func (n *node) accept(id byte, dest transport.Destination, rcpts ...transport.Re
 
 type fakeHome node
 
-func (h *fakeHome) Deliver(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure) ([]transport.Result, error) {
-	return h.home(env, rcpts, body)
+func (h *fakeHome) Start(ctx context.Context, env transport.Envelope, rcpts []transport.Recipient, body *log.Draft, s *mime.Structure, after []Started) (Started, error) {
+	if h.store != nil {
+		d := &mailstore.Delivery{Envelope: env, Rcpts: rcpts, Draft: body, Structure: s}
+		for _, a := range after {
+			d.After = append(d.After, a.(*mailstore.Pending))
+		}
+		p, err := h.store.StartDelivery(ctx, d)
+		if err != nil {
+			return nil, err
+		}
+		return p, nil
+	}
+	rs, err := h.home(env, rcpts, body)
+	if err != nil {
+		return nil, err
+	}
+	return answered{rs, h.syncTime}, nil
 }
+
+// answered is a delivery to a fake home.
+type answered struct {
+	rs   []transport.Result
+	sync time.Duration
+}
+
+func (a answered) Known() []transport.Result { return slices.Clone(a.rs) }
+
+func (a answered) Synced(context.Context) ([]transport.Result, error) {
+	time.Sleep(a.sync)
+	return a.rs, nil
+}
+
 func (h *fakeHome) Where(mesh.MailboxID) (mesh.NodeID, uint64, bool) { return 9, 4, true }
 
 var errDead = errors.New("the node is dead")

@@ -1,0 +1,5 @@
+//go:build mutant_overtake
+
+package log
+
+const heedsOrder = false
