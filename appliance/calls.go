@@ -20,7 +20,7 @@ import (
 const (
 	serviceCall  = "call/1"
 	callCommand  = "command"     // forward a command of the domain state to the master
-	callSign     = "certificate" // sign a client-facing certificate: the founder does
+	callSign     = "certificate" // sign a client-facing certificate: candidates do
 	callTransfer = "transfer"    // hand the lead over: the master does
 	callWithdraw = "withdraw"    // take a node's vote before it is revoked: the master does
 	callHello    = "hello"       // a sign of life

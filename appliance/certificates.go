@@ -16,14 +16,14 @@ import (
 	"posthouse/appliance/clientca"
 	"posthouse/appliance/health"
 	"posthouse/mesh"
+	"posthouse/mesh/domain"
 )
 
 // certificates is what the node shows to clients: from files that the admin
 // named, from the mesh's own authority, or self-signed until either is there.
 type certificates struct {
-	n         *Node
-	current   atomic.Pointer[tls.Certificate]
-	authority atomic.Pointer[clientca.Authority] // on the founder; nil elsewhere
+	n       *Node
+	current atomic.Pointer[tls.Certificate]
 }
 
 func (c *certificates) path(name string) string { return filepath.Join(c.n.cfg.Data, name) }
@@ -40,19 +40,7 @@ func (c *certificates) open() error {
 		c.current.Store(&pair)
 		return nil
 	}
-	text, err := n.env.Files.Read(c.path("authority.pem"))
-	if err == nil {
-		var a *clientca.Authority
-		if a, err = clientca.Parse(text); err == nil {
-			c.authority.Store(a)
-		}
-	}
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		n.log.Error("the authority cannot be read", "err", err)
-		n.board.Set(health.Condition{Name: "tls.authority", Severity: health.Warning, Text: sentence("no office can get a new certificate for mail clients: authority.pem cannot be read: " + err.Error()),
-			Next: "Restore authority.pem in the data folder from a backup and start the node again."})
-	}
-	text, err = n.env.Files.Read(c.path("tls.pem"))
+	text, err := n.env.Files.Read(c.path("tls.pem"))
 	if err == nil {
 		var pair tls.Certificate
 		if pair, err = tls.X509KeyPair(text, text); err == nil {
@@ -77,26 +65,25 @@ func (c *certificates) config(protocols ...string) *tls.Config {
 	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }}
 }
 
-// found makes the authority of a new mesh.
-func (c *certificates) found(domain string, networks []netip.Prefix) error {
+// found makes the authority of a new mesh: its certificate, and both certificate
+// and key, PEM, which are a secret for the domain state alone.
+func (c *certificates) found(domain string, networks []netip.Prefix) (certificate, secret []byte, err error) {
 	a, err := clientca.New([]string{domain}, networks, time.Now(), c.n.env.Random)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
-	text, err := a.Marshal()
-	if err != nil {
-		return err
+	if secret, err = a.Marshal(); err != nil {
+		return nil, nil, err
 	}
-	if err := c.n.env.Files.Write(c.path("authority.pem"), text, 0o600); err != nil {
-		return err
-	}
-	c.authority.Store(a)
-	return c.n.env.Files.Write(c.path("ca.pem"), a.Certificate(), 0o644)
+	return a.Certificate(), secret, c.n.env.Files.Write(c.path("ca.pem"), a.Certificate(), 0o644)
 }
 
 // ca returns the authority's certificate that clients trust, PEM; nil if this
-// node has none.
+// node has none. Before it has the domain state it has what the join told.
 func (c *certificates) ca() []byte {
+	if a := c.n.state.Authority(); a != nil {
+		return a
+	}
 	b, err := c.n.env.Files.Read(c.path("ca.pem"))
 	if err != nil {
 		return nil
@@ -135,11 +122,15 @@ func (c *certificates) due() bool {
 	return false
 }
 
-// sign issues a certificate for a member's request; only the founder can.
+// sign issues a certificate for a member's request; only candidates can.
 func (c *certificates) sign(peer mesh.NodeID, csr []byte) ([]byte, error) {
-	a := c.authority.Load()
-	if a == nil {
-		return nil, errors.New("this node does not hold the authority")
+	secret, err := c.n.state.AuthoritySecret()
+	if err != nil {
+		return nil, fmt.Errorf("the authority's key: %w", err)
+	}
+	a, err := clientca.Parse(secret)
+	if err != nil {
+		return nil, err
 	}
 	x, ok := c.n.state.Node(peer)
 	if !ok || !x.Member() {
@@ -148,7 +139,7 @@ func (c *certificates) sign(peer mesh.NodeID, csr []byte) ([]byte, error) {
 	return a.Issue(csr, func(h string) bool { return h == x.Host || h == x.ClientName || h == c.n.state.Settings().ClientName }, time.Now(), c.n.env.Random)
 }
 
-// renew gets a certificate when one is due: signed here by the founder, asked
+// renew gets a certificate when one is due: signed here by a candidate, asked
 // for elsewhere.
 func (c *certificates) renew(ctx context.Context, ask func(ctx context.Context, csr []byte) ([]byte, error)) error {
 	if !c.due() {
@@ -160,9 +151,7 @@ func (c *certificates) renew(ctx context.Context, ask func(ctx context.Context, 
 		return err
 	}
 	var chain []byte
-	if c.authority.Load() != nil {
-		chain, err = c.sign(c.n.id, csr)
-	} else {
+	if chain, err = c.sign(c.n.id, csr); errors.Is(err, domain.ErrSealed) {
 		chain, err = ask(ctx, csr)
 	}
 	if err != nil {

@@ -1,6 +1,7 @@
 package appliance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -32,6 +33,8 @@ type directory struct {
 	check *login.Checker
 	// full reports whether a mailbox's home says that it is over its quota.
 	full func(home mesh.NodeID, m mesh.MailboxID) bool
+	// ask has a user's home judge a password that cannot be judged here.
+	ask func(ctx context.Context, u *domain.User, c login.Credential, password string, from netip.Addr) (login.Verdict, error)
 }
 
 // Resolve implements route.Directory.
@@ -118,31 +121,65 @@ func (d senders) Check(_ context.Context, s *smtpd.Session, from mesh.Address, _
 // errLogin is the answer to every wrong name or password.
 var errLogin = transport.Faultf(535, "5.7.8", "The user name or the password is wrong")
 
-// logIn checks a name and password against the domain state. The error of a
-// wrong one is errLogin, after the same time whether or not the user exists.
-func (d *directory) logIn(ctx context.Context, name, password string) (*domain.User, error) {
+// errHome is the answer while nobody can be asked whether a password is right.
+var errHome = transport.Faultf(454, "4.7.0", "Your office, which checks your password, cannot be reached now, try again later")
+
+// credential names a user's password of now. Its print is the box for the home:
+// every node has it, and no two are equal.
+func credential(u *domain.User) login.Credential {
+	return login.Credential{User: u.ID, Version: u.CredVersion, Print: u.Verifier.Home}
+}
+
+// logIn checks a name and password against the domain state; where this node
+// cannot open the verifier, by asking the user's home. The error of a wrong one
+// is errLogin, after the same time whether or not the user exists; errHome when
+// nobody can say. from is the client's address, for the home's delays.
+func (d *directory) logIn(ctx context.Context, name, password string, from netip.Addr) (*domain.User, error) {
 	u, ok := d.state.Login(name)
-	var id mesh.ID
-	var verifier string
-	var version uint64
-	if ok && !u.Disabled {
-		id, verifier, version = u.ID, string(u.Verifier), u.CredVersion
+	if !ok || u.Disabled || u.Verifier == nil {
+		_, err := d.check.Check(ctx, login.Credential{}, "", password)
+		return nil, cmp.Or(err, error(errLogin))
 	}
-	fits, err := d.check.Check(ctx, id, version, verifier, password)
+	c := credential(u)
+	if d.check.Known(c, password) {
+		return u, nil
+	}
+	verifier, err := d.state.Verifier(u)
+	var right bool
+	switch {
+	case err == nil:
+		right, err = d.check.Check(ctx, c, verifier, password)
+	case errors.Is(err, domain.ErrSealed):
+		right, err = d.askHome(ctx, u, c, password, from)
+	}
 	if err != nil {
 		return nil, err
 	}
-	if !fits {
+	if !right {
 		return nil, errLogin
 	}
 	return u, nil
 }
 
+func (d *directory) askHome(ctx context.Context, u *domain.User, c login.Credential, password string, from netip.Addr) (bool, error) {
+	v, err := d.ask(ctx, u, c, password, from)
+	switch {
+	case err != nil:
+		return false, &transport.Fault{Code: errHome.Code, Enhanced: errHome.Enhanced, Text: errHome.Text, Cause: err}
+	case v == login.Right:
+		d.check.Remember(c, password)
+		return true, nil
+	case v == login.Wrong:
+		return false, nil
+	}
+	return false, errHome
+}
+
 // authenticator implements smtpd.Authenticator.
 type authenticator struct{ *directory }
 
-func (d authenticator) Authenticate(ctx context.Context, user, password string, _ netip.Addr) (smtpd.Login, error) {
-	u, err := d.logIn(ctx, user, password)
+func (d authenticator) Authenticate(ctx context.Context, user, password string, from netip.Addr) (smtpd.Login, error) {
+	u, err := d.logIn(ctx, user, password, from)
 	if err != nil {
 		return smtpd.Login{}, err
 	}

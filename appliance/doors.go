@@ -135,7 +135,7 @@ func (n *Node) reverse(ctx context.Context, a netip.Addr) string {
 
 // imapLogin lets a user into the mailbox that lives here.
 func (n *Node) imapLogin(ctx context.Context, user, password string) (imapd.Account, error) {
-	u, err := n.dir.logIn(ctx, user, password)
+	u, err := n.dir.logIn(ctx, user, password, netip.Addr{}) // imapd delays by address itself
 	if errors.Is(err, errLogin) {
 		return imapd.Account{}, imapd.ErrCredentials
 	}
@@ -196,13 +196,16 @@ func (n *Node) endSessions(ctx context.Context, end func(user, reason string)) e
 // adminLogin lets a mesh admin into the pages.
 func (n *Node) adminLogin(ctx context.Context, name, password string, from netip.Addr) (admin.Actor, error) {
 	began := time.Now()
-	u, err := n.dir.logIn(ctx, name, password)
+	u, err := n.dir.logIn(ctx, name, password, from)
 	if errors.Is(err, errLogin) || err == nil && u.Role != domain.RoleMeshAdmin {
 		select {
 		case <-time.After(time.Until(began.Add(n.failures.Failed(from, name, began)))):
 		case <-ctx.Done():
 		}
 		return admin.Actor{}, admin.Errorf(admin.Denied, "login", "The name or the password is wrong, or it is not an admin's.")
+	}
+	if f := transport.AsFault(err); err != nil && f.Code == errHome.Code {
+		return admin.Actor{}, admin.Errorf(admin.Unavailable, "login.home", "The office that checks this password cannot be reached now: log in there, or at a node that may lead the mesh.")
 	}
 	if err != nil {
 		return admin.Actor{}, err

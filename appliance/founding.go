@@ -56,7 +56,8 @@ func (n *Node) Init(ctx context.Context, r admin.InitRequest) (admin.InitResult,
 		}
 		networks = append(networks, p)
 	}
-	if err := n.certs.found(r.Domain, networks); err != nil {
+	certificate, secret, err := n.certs.found(r.Domain, networks)
+	if err != nil {
 		return admin.InitResult{}, err
 	}
 	n.becomeMember()
@@ -76,12 +77,25 @@ func (n *Node) Init(ctx context.Context, r admin.InitRequest) (admin.InitResult,
 	if err != nil {
 		return admin.InitResult{}, err
 	}
+	ring, to, user := n.keyring(), n.key.SealKey(), newID()
+	key, err := domain.NewCandidateKey(ring, to)
+	if err != nil {
+		return admin.InitResult{}, err
+	}
+	password, err := domain.SealVerifier(ring, user, verifier, n.id, to, key)
+	if err != nil {
+		return admin.InitResult{}, err
+	}
+	authority, err := domain.SealAuthority(ring, certificate, secret, key)
+	if err != nil {
+		return admin.InitResult{}, err
+	}
 	found := &domain.Found{
 		Lineage:  lineage.ID,
-		Node:     domain.AdmitNode{ID: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Key: n.key.Hash(), Addresses: n.addresses(), Voter: true, Gateway: true, Priority: 100, Version: n.version, Level: domain.Level},
+		Node:     domain.AdmitNode{ID: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Key: n.key.Hash(), Addresses: n.addresses(), Voter: true, Gateway: true, Priority: 100, Version: n.version, Level: domain.Level, Seal: to},
 		Domain:   domain.Domain{ID: newID(), Name: r.Domain},
-		Admin:    domain.User{ID: newID(), Mailbox: mesh.MailboxID(newID()), Address: address, Name: "Admin", Home: n.id, Verifier: verifier, Role: domain.RoleMeshAdmin},
-		MeshName: r.Domain,
+		Admin:    domain.User{ID: user, Mailbox: mesh.MailboxID(newID()), Address: address, Name: "Admin", Home: n.id, Verifier: password, Role: domain.RoleMeshAdmin},
+		MeshName: r.Domain, Key: *key, Authority: authority,
 	}
 	if _, err := n.propose(ctx, found); err != nil {
 		return admin.InitResult{}, err
@@ -98,11 +112,16 @@ func (n *Node) Init(ctx context.Context, r admin.InitRequest) (admin.InitResult,
 	}
 	// The mesh is founded whatever becomes of the certificate: a condition says
 	// what clients will not like, such as a host name outside the domain.
-	if err := n.certs.renew(ctx, nil); err != nil {
+	if err := n.certs.renew(ctx, noneToAsk); err != nil {
 		n.log.Warn("certificate for clients", "err", err)
 	}
 	n.log.Info("mesh founded", "domain", r.Domain)
 	return admin.InitResult{Node: n.cfg.Name, Domain: r.Domain, Admin: address, CA: string(n.certs.ca())}, nil
+}
+
+// noneToAsk is for the first node, which signs for itself.
+func noneToAsk(context.Context, []byte) ([]byte, error) {
+	return nil, errors.New("there is no other node yet")
 }
 
 // Join implements admin.Operations: it writes the intent and lets the loop run.
@@ -159,7 +178,7 @@ func (n *Node) join(ctx context.Context, in joining.Intent) {
 	j := &joining.Joiner{
 		Key: n.key,
 		Self: func() joining.Request {
-			return joining.Request{Node: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Addresses: n.addresses(), Software: n.version, Level: domain.Level}
+			return joining.Request{Node: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Addresses: n.addresses(), Software: n.version, Level: domain.Level, Seal: n.key.SealKey()}
 		},
 		SRV: n.lookUpSRV, Host: n.env.Resolver.LookupHost, Dial: n.dialDoor,
 		Progress: func(line string) { n.joinLine(line) },
@@ -282,12 +301,15 @@ func (n *Node) keepDoor(ctx context.Context) error {
 		},
 		Admin: func(name string) string {
 			if u, ok := n.state.Login(name); ok && u.Role == domain.RoleMeshAdmin && !u.Disabled {
-				return string(u.Verifier)
+				if v, err := n.state.Verifier(u); err == nil {
+					return v
+				}
 			}
 			return ""
 		},
-		Fail:  func(string) time.Duration { return 2 * time.Second },
-		Admit: n.admit, Welcome: n.welcome,
+		Judges: n.judges,
+		Fail:   func(string) time.Duration { return 2 * time.Second },
+		Admit:  n.admit, Welcome: n.welcome,
 	}
 	g := newGroup(func(error) {})
 	defer g.stop()
@@ -306,13 +328,27 @@ func (n *Node) keepDoor(ctx context.Context) error {
 	}
 }
 
+// judges says where an admin's password can be checked, when that is not here.
+func (n *Node) judges() string {
+	if n.state.Holds() {
+		return ""
+	}
+	var hosts []string
+	for _, x := range n.state.Members() {
+		if x.Candidate() {
+			hosts = append(hosts, x.Host)
+		}
+	}
+	return strings.Join(hosts, " or ")
+}
+
 // admit proposes what a joining node asks for.
 func (n *Node) admit(ctx context.Context, key mesh.KeyHash, q *joining.Request, from netip.AddrPort, token mesh.ID, actor string) joining.Verdict {
 	addrs := q.Addresses
 	if len(addrs) == 0 {
 		addrs = []string{from.String()}
 	}
-	admission := &domain.AdmitNode{ID: q.Node, Name: q.Name, Host: q.Host, Key: key, Addresses: addrs, Voter: true, Version: q.Software, Level: q.Level, Token: token}
+	admission := &domain.AdmitNode{ID: q.Node, Name: q.Name, Host: q.Host, Key: key, Addresses: addrs, Voter: true, Version: q.Software, Level: q.Level, Token: token, Seal: q.Seal}
 	if token.IsZero() && actor == "" {
 		return n.apply(ctx, key, q, addrs)
 	}
@@ -358,7 +394,7 @@ func (n *Node) apply(ctx context.Context, key mesh.KeyHash, q *joining.Request, 
 		}
 	}
 	code := identity.ComparisonCode(key, n.key.Hash())
-	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Node: q.Node, Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code})
+	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Node: q.Node, Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code, Seal: q.Seal})
 	if err != nil {
 		return verdict(r, err)
 	}

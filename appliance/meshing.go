@@ -93,6 +93,9 @@ func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 		if c.Parts&(domain.Users|domain.Homes|domain.Values) != 0 {
 			n.notify() // quotas
 		}
+		if c.Parts&(domain.Nodes|domain.Users|domain.Secrets) != 0 {
+			n.pokeSeals()
+		}
 		n.live.send()
 	})
 	stopLink := n.link.Watch(func(e link.Event) {
@@ -116,6 +119,8 @@ func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })
 	g.run("mailboxes", func(ctx context.Context) error { return n.homes(ctx, homes) })
 	g.run("calls", n.answerCalls)
+	g.run("log-ins of others", n.judge)
+	g.run("secrets", n.keepSealed)
 	g.run("join door", n.keepDoor)
 	g.run("relay", func(ctx context.Context) error { return n.serveRelay(ctx, offers.relay) })
 	g.run("notices told", n.tellNotices)
@@ -166,6 +171,7 @@ func (n *Node) membership(ctx context.Context) error {
 	stop := e.Watch(func(s election.State) {
 		n.refreshView()
 		n.logMaster(s)
+		n.pokeSeals()
 	})
 	defer stop()
 	n.mu.Lock()
@@ -244,11 +250,13 @@ func (n *Node) reached(id mesh.NodeID) bool {
 	return id == n.id
 }
 
+var noMeshYet = &admin.Error{Kind: admin.Unavailable, Code: "mesh.fresh", Text: "This node belongs to no mesh yet.", Next: "Found one with posthouse init, or join one with posthouse join."}
+
 // proposeAs gives a command to the mesh and returns when it holds here.
 func (n *Node) proposeAs(ctx context.Context, actor string, body domain.Body) (domain.Result, error) {
 	e := n.elected()
 	if e == nil {
-		return domain.Result{}, &admin.Error{Kind: admin.Unavailable, Code: "mesh.fresh", Text: "This node belongs to no mesh yet.", Next: "Found one with posthouse init, or join one with posthouse join."}
+		return domain.Result{}, noMeshYet
 	}
 	c := domain.Command{ID: newID(), Actor: actor, Body: body}
 	b, err := e.Propose(ctx, c.Encode())
@@ -486,9 +494,9 @@ func (n *Node) keepCertificate(ctx context.Context) error {
 		return nil
 	}
 	ask := func(ctx context.Context, csr []byte) ([]byte, error) {
-		err := errors.New("no member can be reached")
+		err := errors.New("no node that may lead the mesh can be reached")
 		for _, m := range n.view.Load().Members {
-			if m.ID == n.id || m.State != mesh.Serving {
+			if x, ok := n.state.Node(m.ID); m.ID == n.id || m.State != mesh.Serving || !ok || !x.Candidate() {
 				continue
 			}
 			var chain []byte
@@ -513,7 +521,7 @@ func (n *Node) keepCertificate(ctx context.Context) error {
 		wait := time.Hour
 		if err := n.certs.renew(ctx, ask); err != nil {
 			wait = 3 * time.Second
-			n.board.Set(health.Condition{Name: "tls.certificate", Severity: health.Warning, Text: sentence("mail clients see no certificate of the mesh at this office yet: " + err.Error()), Next: "It is signed as soon as the founding node can be reached; a host name outside the mail domain needs tls.certificate in the configuration."})
+			n.board.Set(health.Condition{Name: "tls.certificate", Severity: health.Warning, Text: sentence("mail clients see no certificate of the mesh at this office yet: " + err.Error()), Next: "It is signed as soon as a node that may lead the mesh can be reached; a host name outside the mail domain needs tls.certificate in the configuration."})
 		} else {
 			n.board.Clear("tls.certificate", "")
 		}

@@ -55,6 +55,7 @@ type Node struct {
 	boots uint64 // this start's number
 	state *domain.Machine
 	check *login.Checker
+	desk  *login.Desk
 	dir   *directory
 	view  atomic.Pointer[mesh.View]
 	// viewing is held while a view is made; nothing under it waits.
@@ -80,6 +81,8 @@ type Node struct {
 	// vetted is closed when a peer has said that this node may serve.
 	vetted     chan struct{}
 	vettedOnce func()
+	// seals is poked when secrets may be sealed to the wrong nodes.
+	seals chan struct{}
 
 	mu       sync.Mutex // guards what follows
 	election *election.Election
@@ -107,7 +110,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{})}
+	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{}), seals: make(chan struct{}, 1)}
 	n.env.Files = newTwofold(env.Files, n.mended)
 	n.began, n.rec = time.Now(), newKeeper(n.env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
@@ -119,7 +122,8 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	n.view.Store(&mesh.View{})
 	n.noticed = make(chan struct{}, 1)
 	n.buildNotices()
-	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check, full: n.mailboxFull}
+	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check, full: n.mailboxFull, ask: n.askHome}
+	n.desk = login.NewDesk(check, n.verifierHere)
 	return n, nil
 }
 

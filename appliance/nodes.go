@@ -57,7 +57,7 @@ func (n *Node) CreateToken(ctx context.Context, r admin.TokenRequest) (admin.Tok
 	if err != nil {
 		return admin.Token{}, err
 	}
-	c := &domain.CreateToken{ID: newID(), Public: t.PublicKey(), Lifetime: int64(r.Hours) * 3600_000, Reusable: r.Reusable, Note: r.Name}
+	c := &domain.CreateToken{ID: newID(), Public: t.PublicKey(), Lifetime: int64(r.Hours) * 3600_000, Reusable: r.Reusable, Note: r.Name, Plain: r.Member}
 	if _, err := n.propose(ctx, c); err != nil {
 		return admin.Token{}, err
 	}
@@ -106,10 +106,10 @@ func (n *Node) Approve(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	if p.Node == 0 {
+	if p.Node == 0 || p.Seal.IsZero() {
 		return admin.Errorf(admin.Conflict, "pending.old", "That application does not say which node it is from: have %s ask again.", p.Name)
 	}
-	admission := &domain.AdmitNode{ID: p.Node, Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: true, Level: 1, Pending: p.ID}
+	admission := &domain.AdmitNode{ID: p.Node, Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: true, Level: 1, Pending: p.ID, Seal: p.Seal}
 	_, err = n.propose(ctx, admission)
 	return err
 }
@@ -243,6 +243,7 @@ func (n *Node) Promote(ctx context.Context, r admin.PromoteRequest) (admin.Promo
 		"Changes that the other nodes made since then will not hold; the page will list them when they return.",
 		fmt.Sprintf("Mail is not affected: what waits at the others leaves when they return. Can be reached now: %d of %d nodes that vote.", s.Reached, len(s.Voters)),
 	}}
+	res.MayLose = append(res.MayLose, n.unreadable()...)
 	if !r.Confirm {
 		return res, nil
 	}

@@ -32,7 +32,7 @@ type Verified struct {
 }
 
 // ownFiles are the small files of a data folder, each with its copy.
-var ownFiles = []string{"node.json", "authority.pem", "ca.pem", "tls.pem"}
+var ownFiles = []string{"node.json", "ca.pem", "tls.pem"}
 
 // VerifyStore reads a stopped node's files with all their checksums: the
 // message log, what the election keeps, the key and the small files. The index

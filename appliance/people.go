@@ -118,14 +118,19 @@ func (n *Node) CreateUser(ctx context.Context, r admin.UserChange) (admin.User, 
 	if r.Admin != nil && *r.Admin {
 		u.Role = domain.RoleMeshAdmin
 	}
+	var v []byte
 	if r.Password != nil {
-		v, err := n.verifier(*r.Password)
-		if err != nil {
+		var err error
+		if v, err = n.verifier(*r.Password); err != nil {
 			return admin.User{}, err
 		}
-		u.Verifier = v
 	}
-	if _, err := n.propose(ctx, &domain.CreateUser{User: u}); err != nil {
+	if err := n.proposeSealed(ctx, func() (domain.Body, error) {
+		sealed, err := n.sealed(u.ID, v, u.Home)
+		x := u
+		x.Verifier = sealed
+		return &domain.CreateUser{User: x}, err
+	}); err != nil {
 		return admin.User{}, err
 	}
 	got, err := n.user(r.Address)
@@ -141,6 +146,17 @@ func (n *Node) verifier(password string) ([]byte, error) {
 		return nil, admin.Errorf(admin.Usage, "user.password", "A password has 1 to 1024 bytes.")
 	}
 	return []byte(v), err
+}
+
+// sealed seals a new verifier; nil stays nil.
+func (n *Node) sealed(user mesh.ID, verifier []byte, home mesh.NodeID) (*domain.Sealed, error) {
+	if verifier == nil {
+		return nil, nil
+	}
+	if !n.state.Founded() {
+		return nil, noMeshYet
+	}
+	return n.state.SealVerifier(user, verifier, home)
 }
 
 // ChangeUser implements admin.Operations.
@@ -163,7 +179,14 @@ func (n *Node) ChangeUser(ctx context.Context, r admin.UserChange) (admin.User, 
 		if err != nil {
 			return admin.User{}, err
 		}
-		if _, err := n.propose(ctx, &domain.SetPassword{User: u.ID, Verifier: v}); err != nil {
+		if err := n.proposeSealed(ctx, func() (domain.Body, error) {
+			x, ok := n.state.User(u.ID)
+			if !ok {
+				x = u // the master will refuse it
+			}
+			sealed, err := n.sealed(u.ID, v, x.Home)
+			return &domain.SetPassword{User: u.ID, Verifier: sealed}, err
+		}); err != nil {
 			return admin.User{}, err
 		}
 	}

@@ -27,9 +27,11 @@ func (n *Node) openSelf(ctx context.Context) error {
 		n.key, created, err = identity.LoadOrCreate(file, n.env.Random)
 		return err
 	})
-	switch {
-	case err != nil:
+	if err != nil {
 		return err
+	}
+	n.state.SetKeyring(n.keyring())
+	switch {
 	case created && n.rec.get().Member:
 		return errors.New("the node's key is gone but its record says that it is a member: restore node.key from a backup, or remove the data folder and join anew")
 	case created:

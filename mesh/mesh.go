@@ -89,6 +89,13 @@ func (k KeyHash) String() string { return hex.EncodeToString(k[:]) }
 // IsZero reports whether k is "none".
 func (k KeyHash) IsZero() bool { return k == KeyHash{} }
 
+// SealKey is the public key (X25519) to which secrets for one node, or for the
+// candidates together, are sealed. It says nothing about who is admitted.
+type SealKey [32]byte
+
+// IsZero reports whether k is "none".
+func (k SealKey) IsZero() bool { return k == SealKey{} }
+
 // Authority says which election a master's act stands on. It orders first by
 // Generation, then by Term. Two authorities of one generation but different
 // lineages have no order: both stop writing until a person picks one.

@@ -165,6 +165,11 @@ type Box struct {
 // Login opens an IMAP session of an office's user at the office, over TLS. The
 // caller closes it.
 func (w *World) Login(office, password string) (*imapclient.Client, error) {
+	return w.LogInAs(office, office, password)
+}
+
+// LogInAs is Login for any office's user.
+func (w *World) LogInAs(office, user, password string) (*imapclient.Client, error) {
 	o := w.Office(office)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -177,7 +182,7 @@ func (w *World) Login(office, password string) (*imapclient.Client, error) {
 		conn.Close()
 		return nil, err
 	}
-	if err := c.Login(office+"@"+Domain, password).Wait(); err != nil {
+	if err := c.Login(user+"@"+Domain, password).Wait(); err != nil {
 		c.Close()
 		return nil, err
 	}

@@ -39,8 +39,10 @@ type Office struct {
 	disk  *simfs.FS
 	view  *kv.Memory
 	votes *election.MemStorage
-	seed  uint64
-	logs  *ring
+	// votesOnDisk has the election keep its files as real nodes do.
+	votesOnDisk bool
+	seed        uint64
+	logs        *ring
 
 	failSync atomic.Bool  // the next sync fails
 	crashAt  atomic.Int64 // operations until the disk stops; 0: never
@@ -137,8 +139,13 @@ func (o *Office) Start() {
 			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, 40000), address)
 		},
 		Resolver: names{o.w}, Disk: o.disk, View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
-		Election: func(string) (election.Storage, error) { return o.votes, nil },
-		Logger:   slog.New(&recorder{to: o.logs}),
+		Election: func(dir string) (election.Storage, error) {
+			if o.votesOnDisk {
+				return election.NewFileStorage(dir)
+			}
+			return o.votes, nil
+		},
+		Logger: slog.New(&recorder{to: o.logs}),
 	}
 	node, err := appliance.New(o.cfg, env, "sim")
 	p.node = node

@@ -164,6 +164,9 @@ type TokenRequest struct {
 	Reusable bool   `json:"reusable,omitempty"`
 	Hours    int    `json:"hours,omitempty"` // default 24
 	Name     string `json:"name,omitempty"`  // binds it to a node name
+	// Member lets the node in as a plain member: it may not lead, and gets no
+	// other office's secrets to keep.
+	Member bool `json:"member,omitempty"`
 }
 
 // Token is a join token in the list; Secret only in the answer that made it.

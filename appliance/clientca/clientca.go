@@ -2,8 +2,8 @@
 // until ACME takes over: it signs what IMAP, submission and the pages show.
 // Nodes do not use it among themselves (see mesh/identity).
 //
-// The authority's key stays on the node that founded the mesh; other nodes ask
-// it for a certificate over the link.
+// The authority's key stands in the domain state, sealed to the nodes that may
+// lead the mesh; others ask one of them for a certificate over the link.
 package clientca
 
 import (

@@ -100,7 +100,10 @@ it alone changes what all must agree on, and every other node asks it to.`, `  p
 unless made otherwise, and is shown once.`, `  posthouse mesh token create
   posthouse mesh token list`},
 	"posthouse mesh token create": {`Makes a token and prints it: give it to the admin of the new office, who types
-it at the new node. It is not shown again.`, `  posthouse mesh token create
+it at the new node. It is not shown again. A node that may lead the mesh can open
+everybody's password verifiers; one that joins with --member opens only those of
+its own people.`, `  posthouse mesh token create
+  posthouse mesh token create --member
   posthouse mesh token create --name plzen --hours 2
   posthouse mesh token create --reusable --hours 168`},
 	"posthouse mesh token list": {`Lists the tokens and what became of each: open, used (by whom), expired, revoked.`, `  posthouse mesh token list
@@ -113,8 +116,10 @@ new node shows, then approve or refuse it.`, `  posthouse mesh pending
 whole domain.`, `  posthouse mesh pending
   posthouse mesh approve 3f2a`},
 	"posthouse mesh refuse": {`Turns a node away that asks to be admitted. It may ask again.`, `  posthouse mesh refuse 3f2a`},
-	"posthouse mesh node": {`Changes what is given and leaves the rest. A voter may hold the election. A
-gateway has an MX record and sends mail to the Internet. Of the nodes that may
+	"posthouse mesh node": {`Changes what is given and leaves the rest. A voter may hold the election, and
+can open all secrets of the mesh; with --voter=false they are sealed anew
+without it. What it has seen it may know: if that worries you, change the
+passwords. A gateway has an MX record and sends mail to the Internet. Of the nodes that may
 be master, the one with the highest priority leads when it can.`, `  posthouse mesh node praha --gateway
   posthouse mesh node plzen --voter=false
   posthouse mesh node hq --priority 100`},
@@ -122,7 +127,8 @@ be master, the one with the highest priority leads when it can.`, `  posthouse m
 higher priority takes it back when it has been there for a while.`, `  posthouse mesh transfer praha`},
 	"posthouse mesh revoke": {`Puts a node out of the mesh at once: every other node ends its connections and
 hears it no more. Use it for a stolen or a burnt node. To come back it has to
-join anew.`, `  posthouse mesh revoke plzen`},
+join anew. A thief can work on the password verifiers that the node held: those
+of its own people, of everybody if it was a voter. Change these passwords.`, `  posthouse mesh revoke plzen`},
 	"posthouse mesh settings": {`Shows the values that hold in the whole mesh, or changes those given: the largest
 message and mailbox, the host that takes all mail for outside, the one host name
 that clients are told, and who gets mail to postmaster.`, ``},

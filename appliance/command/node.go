@@ -279,6 +279,7 @@ func (a *app) mesh() *cobra.Command {
 	create.Flags().BoolVar(&tr.Reusable, "reusable", false, "several nodes may use it")
 	create.Flags().IntVar(&tr.Hours, "hours", 24, "how long it is good")
 	create.Flags().StringVar(&tr.Name, "name", "", "only for the node of this name")
+	create.Flags().BoolVar(&tr.Member, "member", false, "the node may not lead, and keeps no other office's secrets")
 	token.AddCommand(create, a.one("revoke ID", "Make a token useless", "%s is revoked.\n", func(n admin.Operations) byName { return n.RevokeToken }),
 		a.listing(&cobra.Command{Use: "list", Short: "List tokens", Args: usage(cobra.NoArgs), RunE: a.on(func(c *cobra.Command, n admin.Operations, _ []string) error {
 			ts, err := n.Tokens(c.Context())

@@ -28,6 +28,9 @@ type Door struct {
 	// Admin returns the verifier of a mesh admin's password; "" when there is no
 	// such admin.
 	Admin func(name string) (verifier string)
+	// Judges names the nodes that can check an admin's password, when this one
+	// cannot; "" when it can.
+	Judges func() string
 	// Admit proposes the admission of the key: by a token, by an admin's word
 	// (token zero, actor set), or as an application (both zero).
 	Admit func(ctx context.Context, key mesh.KeyHash, q *Request, from netip.AddrPort, token mesh.ID, actor string) Verdict
@@ -83,6 +86,9 @@ func (d *Door) decide(ctx context.Context, s *Session, q *Request, from netip.Ad
 		}
 		token = id
 	case q.Admin != "":
+		if hosts := d.Judges(); hosts != "" { // whoever it is: it says nothing about the name
+			return refuse("join.not-here", "%s cannot check an admin's password; ask at %s.", d.Name, hosts)
+		}
 		verifier := d.Admin(q.Admin)
 		secret, err := d.challenge(s, q.Admin, verifier)
 		if err != nil {

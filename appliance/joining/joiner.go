@@ -48,6 +48,7 @@ var failures = map[string]struct {
 	"join.name-taken": {"Choose another name in the configuration, or revoke the old node of that name first.", true},
 	"join.refused":    {"Ask an admin of the mesh why.", true},
 	"join.password":   {"Check the admin's address and password.", true},
+	"join.not-here":   {"Join at one of those nodes, or with a token.", true},
 }
 
 // Intent is what the admin of a joining node asked for.
@@ -155,7 +156,7 @@ func (j *Joiner) try(ctx context.Context, in Intent) (*Admission, error) {
 			return a, nil
 		}
 		var f *Failure
-		if errors.As(err, &f) && f.Code != "join.unreachable" && f.Code != "join.no-master" && f.Code != "join.fingerprint" {
+		if errors.As(err, &f) && f.Code != "join.unreachable" && f.Code != "join.no-master" && f.Code != "join.not-here" && f.Code != "join.fingerprint" {
 			return nil, err // it answered: another door of the same mesh says the same
 		}
 		if first == nil {

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -26,7 +27,7 @@ type world struct {
 	failures []*Failure
 	verdict  Verdict
 	asked    []string // token or actor of each admission
-	down     bool
+	down     atomic.Bool
 	seen     mesh.KeyHash // what the joiner sees instead of the door's key, if set
 }
 
@@ -49,7 +50,8 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{token: tok, verdict: Verdict{Code: "admitted", Node: 42}}
-	w.door = &Door{Key: doorKey, Name: "hq", Software: "1.0", Decoy: []byte("x"), Fail: func(string) time.Duration { return time.Second },
+	w.door = &Door{Key: doorKey, Name: "hq", Software: "1.0", Decoy: []byte("x"), Judges: func() string { return "" },
+		Fail:  func(string) time.Duration { return time.Second },
 		Token: func(p []byte) (mesh.ID, bool) { return mesh.ID{1}, bytes.Equal(p, tok.PublicKey()) },
 		Admin: func(n string) string {
 			if n == "admin@company.test" {
@@ -87,7 +89,7 @@ func newWorld(t *testing.T) *world {
 			return nil, errors.New("no such host")
 		},
 		Dial: func(ctx context.Context, addr string, expect func(mesh.KeyHash) error) (*Session, error) {
-			if w.down || addr != "10.0.0.1:44337" {
+			if w.down.Load() || addr != "10.0.0.1:44337" {
 				return nil, errors.New("timeout")
 			}
 			k := doorKey.Hash()
@@ -143,7 +145,7 @@ func TestEveryFailureHasAName(t *testing.T) {
 		set        func(*world) Intent
 	}{
 		{"a name that does not exist", "join.dns", func(*world) Intent { return Intent{Target: "nowhere.test"} }},
-		{"nobody answers", "join.unreachable", func(w *world) Intent { w.down = true; return Intent{Target: "company.test"} }},
+		{"nobody answers", "join.unreachable", func(w *world) Intent { w.down.Store(true); return Intent{Target: "company.test"} }},
 		{"the node itself", "join.self", func(w *world) Intent { w.seen = w.joiner.Key.Hash(); return Intent{Target: "company.test"} }},
 		{"another mesh than the token's", "join.fingerprint", func(w *world) Intent { w.seen[0] = 1; return Intent{Target: w.token.Encode()} }},
 		{"a mistyped token", "join.token", func(w *world) Intent { return Intent{Target: "PH1-ABCDEF"} }},
@@ -156,6 +158,10 @@ func TestEveryFailureHasAName(t *testing.T) {
 		}},
 		{"an unknown admin", "join.password", func(*world) Intent {
 			return Intent{Target: "company.test", Admin: "boss@company.test", Password: "right"}
+		}},
+		{"an admin at a node that cannot check passwords", "join.not-here", func(w *world) Intent {
+			w.door.Judges = func() string { return "praha.company.test" }
+			return Intent{Target: "company.test", Admin: "admin@company.test", Password: "right"}
 		}},
 		{"waiting for approval", "join.pending", func(w *world) Intent {
 			w.verdict = Verdict{Code: "join.pending", Text: "The node waits for approval."}
@@ -210,8 +216,8 @@ func TestEveryFailureHasAName(t *testing.T) {
 func TestItGoesOnTryingUntilTheMeshIsThere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
-		w.down = true
-		time.AfterFunc(3*time.Hour, func() { w.down = false })
+		w.down.Store(true)
+		time.AfterFunc(3*time.Hour, func() { w.down.Store(false) })
 		began := time.Now()
 		if _, err := w.joiner.Run(t.Context(), Intent{Target: "company.test"}); err != nil {
 			t.Fatal(err)

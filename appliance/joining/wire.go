@@ -42,6 +42,9 @@ type Request struct {
 	Proof []byte `cbor:"10,keyasint,omitempty"`
 	// Admin is set for the admin's door.
 	Admin string `cbor:"11,keyasint,omitempty"`
+	// Seal is the key to which the mesh seals secrets for the node. It needs no
+	// proof of its own: the session proves who says it.
+	Seal mesh.SealKey `cbor:"12,keyasint"`
 }
 
 // Answer is what the mesh says.

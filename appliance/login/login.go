@@ -96,31 +96,66 @@ func NewChecker(random io.Reader) (*Checker, error) {
 // same time as a known one.
 const decoy = "$argon2id$v=19$m=19456,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"
 
+// Credential names one user's password as it is now.
+type Credential struct {
+	User    mesh.ID
+	Version uint64 // grows with each change
+	// Print differs between any two passwords that were ever set, even under one
+	// Version on two sides of a split.
+	Print []byte
+}
+
+func usable(password string) bool {
+	return password != "" && len(password) <= MaxPassword && !strings.ContainsRune(password, 0)
+}
+
+func (c *Checker) tag(of Credential, password string) (tag [sha256.Size]byte) {
+	mac := hmac.New(sha256.New, c.key)
+	fmt.Fprintf(mac, "%s\x00%d\x00%x\x00%s", of.User, of.Version, of.Print, password)
+	mac.Sum(tag[:0])
+	return tag
+}
+
+// Known reports whether the password was found right a while ago, here or by
+// another node. A changed password forgets that at once.
+func (c *Checker) Known(of Credential, password string) bool {
+	if !usable(password) {
+		return false
+	}
+	tag, now := c.tag(of, password), time.Now()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	until, ok := c.known[tag]
+	return ok && now.Before(until)
+}
+
+// Remember notes that the password was found right.
+func (c *Checker) Remember(of Credential, password string) {
+	tag, until := c.tag(of, password), time.Now().Add(remember)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.known) >= rememberN {
+		clear(c.known)
+	}
+	c.known[tag] = until
+}
+
 // Check reports whether password fits the verifier. An empty verifier (unknown
-// user) takes the usual time and never fits. version is the credential's: a
-// changed password forgets remembered successes at once.
-func (c *Checker) Check(ctx context.Context, user mesh.ID, version uint64, verifier, password string) (bool, error) {
-	if password == "" || len(password) > MaxPassword || strings.ContainsRune(password, 0) {
+// user) takes the usual time and never fits.
+func (c *Checker) Check(ctx context.Context, of Credential, verifier, password string) (bool, error) {
+	if !usable(password) {
 		return false, nil
 	}
-	mac := hmac.New(sha256.New, c.key)
-	fmt.Fprintf(mac, "%s\x00%d\x00%s\x00%s", user, version, verifier, password)
-	var tag [sha256.Size]byte
-	mac.Sum(tag[:0])
-	now := time.Now()
-	c.mu.Lock()
-	until, ok := c.known[tag]
-	c.mu.Unlock()
-	if ok && now.Before(until) {
+	real := verifier != ""
+	if real && c.Known(of, password) {
 		return true, nil
 	}
-	real := verifier != ""
 	if !real {
 		verifier = decoy
 	}
 	salt, key, m, t, p, err := parse(verifier)
 	if err != nil {
-		return false, fmt.Errorf("verifier of %s: %w", user, err)
+		return false, fmt.Errorf("verifier of %s: %w", of.User, err)
 	}
 	select {
 	case c.slots <- struct{}{}:
@@ -132,12 +167,7 @@ func (c *Checker) Check(ctx context.Context, user mesh.ID, version uint64, verif
 	if subtle.ConstantTimeCompare(got, key) != 1 || !real {
 		return false, nil
 	}
-	c.mu.Lock()
-	if len(c.known) >= rememberN {
-		clear(c.known)
-	}
-	c.known[tag] = now.Add(remember)
-	c.mu.Unlock()
+	c.Remember(of, password)
 	return true, nil
 }
 

@@ -31,7 +31,7 @@ func TestOnlyTheRightPasswordFits(t *testing.T) {
 		{"the decoy's own key", decoy, "x", 1, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			got, err := c.Check(t.Context(), mesh.ID{1}, tc.version, tc.verifier, tc.password)
+			got, err := c.Check(t.Context(), Credential{User: mesh.ID{1}, Version: tc.version}, tc.verifier, tc.password)
 			if err != nil || got != tc.want {
 				t.Errorf("got %v, %v", got, err)
 			}
@@ -45,7 +45,7 @@ func TestOnlyTheRightPasswordFits(t *testing.T) {
 func TestABadVerifierIsAnErrorNotALogin(t *testing.T) {
 	c, _ := NewChecker(rand.Reader)
 	for _, v := range []string{"x", "$argon2id$v=19$m=99999999,t=2,p=1$AAAAAAAAAAAAAAAAAAAAAA$AAAA", "$argon2id$v=19$m=8,t=1,p=1$AAAAAAAAAAAAAAAAAAAAAA$"} {
-		if ok, err := c.Check(t.Context(), mesh.ID{}, 0, v, "x"); ok || err == nil {
+		if ok, err := c.Check(t.Context(), Credential{}, v, "x"); ok || err == nil {
 			t.Errorf("%q: %v, %v", v, ok, err)
 		}
 	}

@@ -24,6 +24,9 @@ func (s *state) run(c *Command, malformed error) Result {
 		return s.journal[i].Res
 	}
 	r := c.Body.check()
+	if c.Seal != nil {
+		r = first(r, c.Seal.check())
+	}
 	var line string
 	if r.Code == OK {
 		if _, founding := c.Body.(*Found); len(s.lineages) == 0 && !founding {
@@ -32,9 +35,12 @@ func (s *state) run(c *Command, malformed error) Result {
 			r, line = c.Body.apply(s, c)
 		}
 	}
-	if r.Code != OK {
+	switch {
+	case r.Code != OK:
 		s.changed = 0
 		line = c.Body.kind().String()
+	case c.Seal != nil:
+		s.reseal(c.Seal)
 	}
 	r.Index = s.index
 	s.note(Entry{Index: s.index, Term: s.term, At: c.At, ID: c.ID, Actor: c.Actor, Via: c.Via, Kind: c.Body.kind(), Text: line, Res: r})

@@ -41,6 +41,7 @@ const (
 	KindSetSettings   Kind = 50
 	KindPutRule       Kind = 51
 	KindDeleteRule    Kind = 52
+	KindReseal        Kind = 60
 )
 
 // Level is the command level of this build: it knows every kind whose
@@ -82,6 +83,7 @@ var kinds = map[Kind]kindInfo{
 	KindSetSettings:   {"set settings", 1, func() Body { return new(SetSettings) }},
 	KindPutRule:       {"put device rule", 1, func() Body { return new(PutRule) }},
 	KindDeleteRule:    {"delete device rule", 1, func() Body { return new(DeleteRule) }},
+	KindReseal:        {"reseal", 1, func() Body { return new(Reseal) }},
 }
 
 func (k Kind) String() string {
@@ -112,6 +114,9 @@ type Command struct {
 	Via   mesh.NodeID // the node where it was made; Prepare sets it
 	At    Time        // the master's clock; Prepare sets it
 	Body  Body
+	// Seal is what the command changes in how secrets are sealed; the master
+	// alone attaches it (Prepare). It holds if the command does.
+	Seal *Reseal
 }
 
 type wireCommand struct {
@@ -122,6 +127,7 @@ type wireCommand struct {
 	Via     mesh.NodeID     `cbor:"5,keyasint,omitempty"`
 	At      Time            `cbor:"6,keyasint,omitempty"`
 	Body    cbor.RawMessage `cbor:"7,keyasint"`
+	Seal    cbor.RawMessage `cbor:"8,keyasint,omitempty"`
 }
 
 const (
@@ -150,7 +156,11 @@ func (c *Command) Encode() []byte {
 	if c.ID.IsZero() || c.Body == nil {
 		panic("domain: command without id or body")
 	}
-	return mustEncode(wireCommand{commandVersion, c.Body.kind(), c.ID, c.Actor, c.Via, c.At, mustEncode(c.Body)})
+	w := wireCommand{commandVersion, c.Body.kind(), c.ID, c.Actor, c.Via, c.At, mustEncode(c.Body), nil}
+	if c.Seal != nil {
+		w.Seal = mustEncode(c.Seal)
+	}
+	return mustEncode(w)
 }
 
 // Decode reads what Encode wrote, strictly: a kind or a field that this build
@@ -170,20 +180,36 @@ func Decode(b []byte) (*Command, error) {
 	if w.Version == 0 || w.ID.IsZero() || len(w.Actor) > maxActor {
 		return nil, ErrMalformed
 	}
-	body := info.new()
-	if err := decStrict.Unmarshal(w.Body, body); err != nil {
-		if _, unknown := errors.AsType[*cbor.UnknownFieldError](err); unknown {
-			return nil, fmt.Errorf("%w: %s with a new field", ErrUnknownCommand, w.Kind)
-		}
-		return nil, fmt.Errorf("%w: %s: %w", ErrMalformed, w.Kind, err)
+	c := &Command{w.ID, w.Actor, w.Via, w.At, info.new(), nil}
+	if err := decodePart(w.Kind, w.Body, c.Body); err != nil {
+		return nil, err
 	}
-	return &Command{w.ID, w.Actor, w.Via, w.At, body}, nil
+	if len(w.Seal) > 0 {
+		c.Seal = new(Reseal)
+		if err := decodePart(w.Kind, w.Seal, c.Seal); err != nil {
+			return nil, err
+		}
+	}
+	return c, nil
+}
+
+func decodePart(kind Kind, b []byte, to any) error {
+	err := decStrict.Unmarshal(b, to)
+	if err == nil {
+		return nil
+	}
+	if _, unknown := errors.AsType[*cbor.UnknownFieldError](err); unknown {
+		return fmt.Errorf("%w: %s with a new field", ErrUnknownCommand, kind)
+	}
+	return fmt.Errorf("%w: %s: %w", ErrMalformed, kind, err)
 }
 
 // Prepare makes command ready to be proposed: the master calls it with its own
 // clock and the authenticated node that the command came from. It refuses what
 // is malformed, what some admitted node does not know yet, and what a node may
-// not say for another. It changes no state.
+// not say for another. To a command that changes a home or the candidates it
+// attaches the secrets, sealed anew, as far as this node can open them. It
+// changes no state, and is the only place with randomness in it: the Keyring's.
 func (m *Machine) Prepare(command []byte, from mesh.NodeID, now time.Time) ([]byte, error) {
 	c, err := Decode(command)
 	if err != nil {
@@ -201,7 +227,15 @@ func (m *Machine) Prepare(command []byte, from mesh.NodeID, now time.Time) ([]by
 	if v, ok := c.Body.(*RenewNode); ok && v.Node != from {
 		return nil, no(Invalid, "a node renews itself only").Err()
 	}
-	c.Via, c.At = from, TimeOf(now)
+	if v, ok := c.Body.(*Reseal); ok {
+		if r := m.mayReseal(v, from); r.Code != OK {
+			return nil, r.Err()
+		}
+	}
+	c.Via, c.At, c.Seal = from, TimeOf(now), nil
+	if err := m.attach(c); err != nil {
+		return nil, fmt.Errorf("seal the secrets anew: %w", err)
+	}
 	return c.Encode(), nil
 }
 

@@ -16,6 +16,7 @@ type CreateToken struct {
 	Lifetime int64   `cbor:"3,keyasint,omitempty"` // milliseconds from the command's time; 0 means 24 h
 	Reusable bool    `cbor:"4,keyasint,omitempty"`
 	Note     string  `cbor:"5,keyasint,omitempty"`
+	Plain    bool    `cbor:"6,keyasint,omitempty"` // who joins with it is no candidate
 }
 
 const (
@@ -53,7 +54,7 @@ func (b *CreateToken) apply(s *state, c *Command) (Result, string) {
 	if life == 0 {
 		life = defaultTokenLife
 	}
-	s.tokens[b.ID] = &Token{ID: b.ID, Public: b.Public, Created: c.At, By: c.Actor, Expires: c.At + Time(life), Reusable: b.Reusable, Note: b.Note}
+	s.tokens[b.ID] = &Token{ID: b.ID, Public: b.Public, Created: c.At, By: c.Actor, Expires: c.At + Time(life), Reusable: b.Reusable, Note: b.Note, Plain: b.Plain}
 	s.changed |= Tokens
 	return Result{}, fmt.Sprintf("made a %s join token", yesNo(b.Reusable, "reusable", "single-use"))
 }
@@ -90,13 +91,14 @@ type AskAdmission struct {
 	Addresses []string     `cbor:"5,keyasint,omitempty"`
 	Code      string       `cbor:"6,keyasint,omitempty"`
 	Node      mesh.NodeID  `cbor:"7,keyasint,omitempty"` // what it calls itself already, and will be called
+	Seal      mesh.SealKey `cbor:"8,keyasint"`
 }
 
 func (*AskAdmission) kind() Kind { return KindAskAdmission }
 
 func (b *AskAdmission) check() Result {
-	if b.Key.IsZero() {
-		return no(Invalid, "an application needs a key")
+	if b.Key.IsZero() || b.Seal.IsZero() {
+		return no(Invalid, "an application needs a key, and one to seal to")
 	}
 	return first(checkID("the application", b.ID), checkNodeName(b.Name), checkHost("host name", b.Host), checkEndpoints(b.Addresses), checkText("code", b.Code, 40))
 }
@@ -123,7 +125,7 @@ func (b *AskAdmission) apply(s *state, c *Command) (Result, string) {
 	if s.pending[b.ID] != nil {
 		return no(Conflict, "that application exists"), ""
 	}
-	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Node: b.Node, Asked: c.At, Expires: c.At + pendingLife}
+	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Node: b.Node, Seal: b.Seal, Asked: c.At, Expires: c.At + pendingLife}
 	s.changed |= Applications
 	return Result{}, fmt.Sprintf("%s asks to be admitted", b.Name)
 }

@@ -17,12 +17,23 @@ type Found struct {
 	Admin    User      `cbor:"4,keyasint"` // Home is Node
 	MeshName string    `cbor:"5,keyasint,omitempty"`
 	Client   string    `cbor:"6,keyasint,omitempty"` // Settings.ClientName
+	// Key is the first key of the candidates, wrapped for the founder.
+	Key       CandidateKey `cbor:"7,keyasint"`
+	Authority *Authority   `cbor:"8,keyasint,omitempty"` // of client certificates
 }
 
 func (*Found) kind() Kind { return KindFound }
 
 func (b *Found) check() Result {
-	return first(checkID("the lineage", b.Lineage), b.Node.check(), checkID("the domain", b.Domain.ID), checkHost("domain", b.Domain.Name),
+	if a := b.Authority; a != nil {
+		if len(a.Certificate) > maxAuthority {
+			return no(Invalid, "the authority's certificate is longer than %d bytes", maxAuthority)
+		}
+		if r := a.Secret.check("the authority", maxAuthority, false); r.Code != OK {
+			return r
+		}
+	}
+	return first(b.Key.check(), checkID("the lineage", b.Lineage), b.Node.check(), checkID("the domain", b.Domain.ID), checkHost("domain", b.Domain.Name),
 		checkUser(&b.Admin), checkText("mesh name", b.MeshName, 200), checkHost("client name", b.Client))
 }
 
@@ -37,6 +48,14 @@ func (b *Found) apply(s *state, c *Command) (Result, string) {
 	if mesh.DomainKey(b.Admin.Address[at+1:]) != mesh.DomainKey(b.Domain.Name) || len(b.Admin.Aliases) > 0 || len(b.Domain.Aliases) > 0 {
 		return no(Invalid, "the administrator's address has to be in the first domain"), ""
 	}
+	if b.Key.Number != 1 || len(b.Key.Wraps) != 1 || b.Key.Wraps[0].Node != b.Node.ID || !b.Node.Voter {
+		return no(Invalid, "the founder holds the first key of the candidates, alone"), ""
+	}
+	if v := b.Admin.Verifier; v != nil && (v.Key != 1 || v.To != b.Node.ID) {
+		return no(Invalid, "the administrator's password is not sealed as it has to be"), ""
+	}
+	key := b.Key
+	s.candidateKeys, s.authority = []*CandidateKey{&key}, b.Authority
 	s.lineages = []Lineage{{ID: b.Lineage, Generation: 1, Since: c.At}}
 	s.settings = Settings{MaxMessage: DefaultMaxMessage, Postmaster: b.Admin.ID, MeshName: b.MeshName, ClientName: b.Client}
 	d := b.Domain
@@ -45,7 +64,7 @@ func (b *Found) apply(s *state, c *Command) (Result, string) {
 	s.admit(&b.Node, c)
 	u := b.Admin
 	u.HomeVersion, u.Role, u.Created = 1, RoleMeshAdmin, c.At
-	if len(u.Verifier) > 0 {
+	if u.Verifier != nil {
 		u.CredVersion = 1
 	}
 	s.users[u.ID] = &u
@@ -71,6 +90,10 @@ func (b *Promote) apply(s *state, c *Command) (Result, string) {
 	if b.Generation <= last.Generation || b.Lineage == last.ID {
 		return no(WrongLineage, "generation %d does not follow %d", b.Generation, last.Generation), ""
 	}
+	self := s.nodes[c.Via]
+	if self == nil || !self.Member() || slices.Contains(b.Revoke, c.Via) || slices.Contains(b.Forget, c.Via) {
+		return no(NotFound, "node %s is not a member that could lead", c.Via), ""
+	}
 	gone := map[mesh.NodeID]bool{}
 	for _, id := range slices.Concat(b.Revoke, b.Forget) {
 		if n := s.nodes[id]; n == nil || !n.Member() {
@@ -88,6 +111,12 @@ func (b *Promote) apply(s *state, c *Command) (Result, string) {
 		if s.nodes[id].Member() {
 			s.remove(id, false, c)
 		}
+	}
+	if !self.Voter { // a person has made it lead: it may from now on
+		n := *self
+		n.Voter = true
+		s.nodes[n.ID] = &n
+		s.changed |= Nodes
 	}
 	s.lineages = append(s.lineages, Lineage{ID: b.Lineage, Generation: b.Generation, Fork: b.Fork, Since: c.At})
 	s.changed |= Lineages
@@ -111,13 +140,14 @@ type AdmitNode struct {
 	Level      uint32       `cbor:"11,keyasint,omitempty"` // 0 counts as 1
 	Token      mesh.ID      `cbor:"12,keyasint"`
 	Pending    mesh.ID      `cbor:"13,keyasint"`
+	Seal       mesh.SealKey `cbor:"14,keyasint"`
 }
 
 func (*AdmitNode) kind() Kind { return KindAdmitNode }
 
 func (b *AdmitNode) check() Result {
-	if b.ID == 0 || b.Key.IsZero() {
-		return no(Invalid, "a node needs an id and a key")
+	if b.ID == 0 || b.Key.IsZero() || b.Seal.IsZero() {
+		return no(Invalid, "a node needs an id, a key, and one to seal to")
 	}
 	return first(checkNodeName(b.Name), checkHost("host name", b.Host), checkHost("client name", b.ClientName),
 		checkEndpoints(b.Addresses), checkText("version", b.Version, 100))
@@ -150,7 +180,7 @@ func (b *AdmitNode) apply(s *state, c *Command) (Result, string) {
 	var asked *Pending
 	if !b.Pending.IsZero() {
 		asked = s.pending[b.Pending]
-		if asked == nil || asked.Key != b.Key {
+		if asked == nil || asked.Key != b.Key || asked.Seal != b.Seal {
 			return no(NotFound, "no such application"), ""
 		}
 		if st := asked.StateAt(c.At); st != PendingOpen {
@@ -166,7 +196,9 @@ func (b *AdmitNode) apply(s *state, c *Command) (Result, string) {
 	if len(s.nodes) >= MaxNodes {
 		return no(Limit, "more than %d nodes", MaxNodes), ""
 	}
-	s.admit(b, c)
+	as := *b
+	as.Voter = b.Voter && (token == nil || !token.Plain)
+	s.admit(&as, c)
 	s.changed |= Nodes
 	by := "by " + c.Actor
 	if token != nil {
@@ -188,7 +220,7 @@ func (b *AdmitNode) apply(s *state, c *Command) (Result, string) {
 
 func (s *state) admit(b *AdmitNode, c *Command) {
 	n := &Node{ID: b.ID, Name: b.Name, Host: b.Host, Key: b.Key, Addresses: b.Addresses, Voter: b.Voter, Gateway: b.Gateway,
-		Priority: b.Priority, ClientName: b.ClientName, Admitted: c.At, AdmittedBy: c.Actor, Version: b.Version, Level: max(b.Level, 1)}
+		Priority: b.Priority, ClientName: b.ClientName, Admitted: c.At, AdmittedBy: c.Actor, Version: b.Version, Level: max(b.Level, 1), Seal: b.Seal}
 	s.nodes[n.ID] = n
 	s.keys[n.Key] = append(s.keys[n.Key], n.ID)
 	slices.Sort(s.keys[n.Key])
@@ -222,7 +254,7 @@ func (b *RevokeNode) apply(s *state, c *Command) (Result, string) {
 	if s.members() == 1 {
 		return no(InUse, "%s is the last node", n.Name), ""
 	}
-	if r := s.rehomeTarget(b.Rehome, b.Node); r.Code != OK {
+	if r := first(s.rehomeTarget(b.Rehome, b.Node), s.leadable(b.Node)); r.Code != OK {
 		return r, ""
 	}
 	moved := 0
@@ -230,7 +262,8 @@ func (b *RevokeNode) apply(s *state, c *Command) (Result, string) {
 		moved = s.rehome(b.Node, b.Rehome)
 	}
 	s.remove(b.Node, !b.Left, c)
-	return Result{Node: n.ID}, fmt.Sprintf("%s node %s, %s re-homed", yesNo(b.Left, "let go of", "revoked"), n.Name, plural(moved, "user"))
+	return Result{Node: n.ID}, fmt.Sprintf("%s node %s, %s re-homed; it knows the verifiers of %s", yesNo(b.Left, "let go of", "revoked"), n.Name, plural(moved, "user"),
+		yesNo(n.Candidate(), "all passwords", "its own people's passwords"))
 }
 
 func (s *state) rehomeTarget(to, from mesh.NodeID) Result {
@@ -305,6 +338,11 @@ func (b *UpdateNode) apply(s *state, c *Command) (Result, string) {
 	if old == nil || !old.Member() {
 		return no(NotFound, "node %s is not a member", b.Node), ""
 	}
+	if b.Voter != nil && !*b.Voter {
+		if r := s.leadable(b.Node); r.Code != OK {
+			return r, ""
+		}
+	}
 	n := *old
 	if b.Name != nil {
 		if id, taken := s.nodeNames[foldName(*b.Name)]; taken && id != n.ID {
@@ -349,7 +387,7 @@ func (b *ReplaceNode) apply(s *state, c *Command) (Result, string) {
 	if b.New == 0 {
 		return no(Invalid, "a replacement has to be named"), ""
 	}
-	if r := s.rehomeTarget(b.New, b.Old); r.Code != OK {
+	if r := first(s.rehomeTarget(b.New, b.Old), s.leadable(b.Old)); r.Code != OK {
 		return r, ""
 	}
 	moved := s.rehome(b.Old, b.New)

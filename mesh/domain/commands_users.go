@@ -12,8 +12,13 @@ func checkUser(u *User) Result {
 	if u.Mailbox.IsZero() || u.Home == 0 {
 		return no(Invalid, "a user needs a mailbox id and a home")
 	}
-	if u.Role >= roleEnd || u.Quota < 0 || len(u.Verifier) > maxVerifier {
-		return no(Invalid, "user %.80q: role, quota or verifier out of range", u.Address)
+	if u.Role >= roleEnd || u.Quota < 0 {
+		return no(Invalid, "user %.80q: role or quota out of range", u.Address)
+	}
+	if u.Verifier != nil {
+		if r := u.Verifier.check("the password", maxVerifier, true); r.Code != OK {
+			return r
+		}
 	}
 	return first(checkID("the user", u.ID), checkAddress("address", u.Address), checkAddresses("aliases", u.Aliases),
 		checkText("name", u.Name, 200), checkAddresses("send-as addresses", u.SendAs))
@@ -47,7 +52,10 @@ func (b *CreateUser) apply(s *state, c *Command) (Result, string) {
 		return res, ""
 	}
 	u.HomeVersion, u.CredVersion, u.Created = 1, 0, c.At
-	if len(u.Verifier) > 0 {
+	if u.Verifier != nil {
+		if res := s.fits(u.Verifier, u.Home); res.Code != OK {
+			return res, ""
+		}
 		u.CredVersion = 1
 	}
 	s.users[u.ID] = &u
@@ -163,24 +171,21 @@ func (b *DeleteUser) apply(s *state, c *Command) (Result, string) {
 	return Result{}, "deleted user " + u.Address
 }
 
-// SetPassword replaces the verifier; an empty one locks password login.
+// SetPassword replaces the verifier; a nil one locks password login.
 type SetPassword struct {
 	User     mesh.ID `cbor:"1,keyasint"`
-	Verifier []byte  `cbor:"2,keyasint"`
-	// Sealed says that only the sealing changed, not the password: a home or
-	// the candidates changed. CredVersion stays.
-	Sealed bool `cbor:"3,keyasint,omitempty"`
-	// IfVersion, when not 0, is the CredVersion that the verifier was made for.
+	Verifier *Sealed `cbor:"2,keyasint,omitempty"`
+	// IfVersion, when not 0, is the CredVersion that is to be replaced.
 	IfVersion uint64 `cbor:"4,keyasint,omitempty"`
 }
 
 func (*SetPassword) kind() Kind { return KindSetPassword }
 
 func (b *SetPassword) check() Result {
-	if len(b.Verifier) > maxVerifier {
-		return no(Invalid, "a verifier is at most %d bytes", maxVerifier)
+	if b.Verifier == nil {
+		return Result{}
 	}
-	return Result{}
+	return b.Verifier.check("the password", maxVerifier, true)
 }
 
 func (b *SetPassword) apply(s *state, c *Command) (Result, string) {
@@ -191,14 +196,17 @@ func (b *SetPassword) apply(s *state, c *Command) (Result, string) {
 	if b.IfVersion != 0 && b.IfVersion != old.CredVersion {
 		return no(Conflict, "the password of %s was changed meanwhile", old.Address), ""
 	}
+	if b.Verifier != nil {
+		if r := s.fits(b.Verifier, old.Home); r.Code != OK {
+			return r, ""
+		}
+	}
 	u := *old
 	u.Verifier = b.Verifier
-	if !b.Sealed {
-		u.CredVersion++
-	}
+	u.CredVersion++
 	s.users[u.ID] = &u
 	s.changed |= Users
-	return Result{}, yesNo(b.Sealed, "sealed again the password of ", "set the password of ") + u.Address
+	return Result{}, "set the password of " + u.Address
 }
 
 // SetHome points a mailbox to another node: HomeVersion + 1.
@@ -206,17 +214,10 @@ type SetHome struct {
 	User      mesh.ID     `cbor:"1,keyasint"`
 	Home      mesh.NodeID `cbor:"2,keyasint"`
 	IfVersion uint64      `cbor:"3,keyasint,omitempty"` // 0: whatever it is now
-	Verifier  []byte      `cbor:"4,keyasint,omitempty"` // sealed for the new home; empty keeps the old
 }
 
-func (*SetHome) kind() Kind { return KindSetHome }
-
-func (b *SetHome) check() Result {
-	if len(b.Verifier) > maxVerifier {
-		return no(Invalid, "a verifier is at most %d bytes", maxVerifier)
-	}
-	return Result{}
-}
+func (*SetHome) kind() Kind    { return KindSetHome }
+func (*SetHome) check() Result { return Result{} }
 
 func (b *SetHome) apply(s *state, c *Command) (Result, string) {
 	old := s.users[b.User]
@@ -232,9 +233,6 @@ func (b *SetHome) apply(s *state, c *Command) (Result, string) {
 	}
 	u := *old
 	u.Home, u.HomeVersion = b.Home, old.HomeVersion+1
-	if len(b.Verifier) > 0 {
-		u.Verifier = b.Verifier
-	}
 	s.users[u.ID] = &u
 	s.changed |= Users | Homes
 	return Result{}, fmt.Sprintf("%s is at home at %s", u.Address, n.Name)

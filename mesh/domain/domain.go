@@ -40,6 +40,7 @@ const (
 	Values // settings
 	Tokens
 	Applications
+	Secrets       // the candidates' key, or the client-facing authority
 	AllParts Part = 1<<iota - 1
 )
 
@@ -52,8 +53,9 @@ type Change struct {
 // Machine holds the domain state. All methods are safe for concurrent use;
 // Apply and Restore are called by one goroutine.
 type Machine struct {
-	mu sync.RWMutex // guards s and what it points to, but for the immutable records
-	s  *state
+	mu      sync.RWMutex // guards s and what it points to, but for the immutable records
+	s       *state
+	keyring Keyring // nil: nothing can be opened here
 
 	hashMu      sync.Mutex // guards the last Hash and what it was of
 	hashedState *state
@@ -174,6 +176,9 @@ type state struct {
 	pending     map[mesh.ID]*Pending
 	journal     []Entry // ring once full
 	oldest      int     // its oldest entry
+	// candidateKeys has the one in use last; empty before founding.
+	candidateKeys []*CandidateKey
+	authority     *Authority
 
 	// look-ups, derived from the above
 	domainNames map[string]*Domain             // domain key → domain, aliases too

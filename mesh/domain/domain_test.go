@@ -2,6 +2,7 @@ package domain
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -14,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"posthouse/mesh"
+	"posthouse/mesh/identity"
 )
 
 var update = flag.Bool("update", false, "write the fixtures anew")
@@ -38,14 +40,35 @@ const (
 	branch  = mesh.NodeID(0x22)
 )
 
+// ring is the same key for a node in every run.
+func ring(n mesh.NodeID) identity.Keyring {
+	seed := sha256.Sum256([]byte(n.String()))
+	k, err := identity.Generate(bytes.NewReader(seed[:]))
+	if err != nil {
+		panic(err)
+	}
+	return identity.Keyring{Key: k, Node: n}
+}
+
+func sealKey(n mesh.NodeID) mesh.SealKey { return ring(n).Key.SealKey() }
+
+// boxed looks sealed: to a home and to the candidates' first key.
+func boxed(home mesh.NodeID, text string) *Sealed {
+	return &Sealed{Home: []byte("home " + text), To: home, Candidates: []byte("candidates " + text), Key: 1}
+}
+
+// firstKey looks like the founder's.
+var firstKey = CandidateKey{Number: 1, Public: mesh.SealKey{1}, Wraps: []Wrap{{founder, []byte("wrap")}}}
+
 func empty(t testing.TB) *rig {
 	return &rig{t: t, m: NewMachine(), next: 1 << 20, now: 1_800_000_000_000}
 }
 
 func founded(t testing.TB) *rig {
 	r := empty(t)
-	r.ok(&Found{Lineage: id(1), Node: AdmitNode{ID: founder, Name: "praha", Key: key(1), Addresses: []string{"192.0.2.1:44337"}, Voter: true, Gateway: true},
-		Domain: Domain{ID: id(2), Name: "Company.com"}, Admin: User{ID: id(3), Mailbox: box(3), Address: "Admin@company.com", Name: "The Admin", Home: founder}})
+	r.ok(&Found{Lineage: id(1), Node: AdmitNode{ID: founder, Name: "praha", Key: key(1), Addresses: []string{"192.0.2.1:44337"}, Voter: true, Gateway: true, Seal: sealKey(founder)},
+		Domain: Domain{ID: id(2), Name: "Company.com"}, Admin: User{ID: id(3), Mailbox: box(3), Address: "Admin@company.com", Name: "The Admin", Home: founder}, Key: firstKey,
+		Authority: &Authority{Certificate: []byte("certificate"), Secret: Sealed{Candidates: []byte("box"), Key: 1}}})
 	return r
 }
 
@@ -89,7 +112,7 @@ func (r *rig) no(want Code, b Body) {
 
 func (r *rig) user(n int, address string, more ...string) mesh.ID {
 	r.t.Helper()
-	r.ok(&CreateUser{User{ID: id(n), Mailbox: box(n), Address: address, Aliases: more, Home: founder, Verifier: []byte("$argon2id$…")}})
+	r.ok(&CreateUser{User{ID: id(n), Mailbox: box(n), Address: address, Aliases: more, Home: founder, Verifier: boxed(founder, "$argon2id$…")}})
 	return id(n)
 }
 
@@ -263,7 +286,7 @@ func TestJoinIsExact(t *testing.T) {
 		return id(n)
 	}
 	admit := func(n int, name string, token mesh.ID) *AdmitNode {
-		return &AdmitNode{ID: mesh.NodeID(n), Name: name, Key: key(n), Voter: true, Token: token}
+		return &AdmitNode{ID: mesh.NodeID(n), Name: name, Key: key(n), Seal: sealKey(mesh.NodeID(n)), Voter: true, Token: token}
 	}
 	once := token(40, CreateToken{})
 	r.no(NameTaken, admit(50, "Praha", once))
@@ -297,28 +320,34 @@ func TestJoinIsExact(t *testing.T) {
 	r.ok(&RevokeNode{Node: 55, Left: true})
 	r.ok(admit(56, "ostrava", token(44, CreateToken{})).withKey(key(55))) // left in good order
 
-	ask := &AskAdmission{ID: id(60), Key: key(57), Name: "cheb", Code: "123-456"}
+	r.ok(admit(65, "jihlava", token(45, CreateToken{Plain: true})))
+	if n, _ := r.m.Node(65); n.Candidate() {
+		t.Error("a plain token made a candidate")
+	}
+
+	ask := &AskAdmission{ID: id(60), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb", Code: "123-456"}
 	r.ok(ask)
-	r.ok(&AskAdmission{ID: id(61), Key: key(57), Name: "cheb"})
+	r.ok(&AskAdmission{ID: id(61), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb"})
 	if n := len(r.m.Applications()); n != 1 {
 		t.Errorf("%d applications", n)
 	}
-	r.no(NotFound, &AdmitNode{ID: 58, Name: "cheb", Key: key(58), Pending: id(60)})
-	r.ok(&AdmitNode{ID: 57, Name: "cheb", Key: key(57), Pending: id(60)})
+	r.no(NotFound, &AdmitNode{ID: 58, Name: "cheb", Key: key(58), Seal: mesh.SealKey{1}, Pending: id(60)})
+	r.no(NotFound, &AdmitNode{ID: 57, Name: "cheb", Key: key(57), Seal: mesh.SealKey{2}, Pending: id(60)})
+	r.ok(&AdmitNode{ID: 57, Name: "cheb", Key: key(57), Seal: mesh.SealKey{1}, Pending: id(60)})
 	r.no(NotPending, &RefusePending{id(60)})
-	r.ok(&AskAdmission{ID: id(62), Key: key(59), Name: "tabor"})
+	r.ok(&AskAdmission{ID: id(62), Key: key(59), Seal: mesh.SealKey{1}, Name: "tabor"})
 	r.ok(&RefusePending{id(62)})
-	r.no(NotPending, &AdmitNode{ID: 59, Name: "tabor", Key: key(59), Pending: id(62)})
-	r.ok(&AskAdmission{ID: id(63), Key: key(59), Name: "tabor"})
+	r.no(NotPending, &AdmitNode{ID: 59, Name: "tabor", Key: key(59), Seal: mesh.SealKey{1}, Pending: id(62)})
+	r.ok(&AskAdmission{ID: id(63), Key: key(59), Seal: mesh.SealKey{1}, Name: "tabor"})
 	r.now += 8 * 24 * 3600 * 1000
-	r.no(NotPending, &AdmitNode{ID: 59, Name: "tabor", Key: key(59), Pending: id(63)})
+	r.no(NotPending, &AdmitNode{ID: 59, Name: "tabor", Key: key(59), Seal: mesh.SealKey{1}, Pending: id(63)})
 }
 
 func (b *AdmitNode) withKey(k mesh.KeyHash) *AdmitNode { b.Key = k; return b }
 
 func TestHomesFollowTheNodes(t *testing.T) {
 	r := founded(t)
-	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2)})
+	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2), Seal: sealKey(branch)})
 	alice := r.user(10, "alice@company.com")
 	home := func(want mesh.NodeID, version uint64) {
 		t.Helper()
@@ -331,7 +360,7 @@ func TestHomesFollowTheNodes(t *testing.T) {
 	home(branch, 2)
 	r.no(Conflict, &SetHome{User: alice, Home: founder, IfVersion: 1})
 	r.no(NotFound, &SetHome{User: alice, Home: 99})
-	r.ok(&AdmitNode{ID: 0x33, Name: "brno", Key: key(3)})
+	r.ok(&AdmitNode{ID: 0x33, Name: "brno", Key: key(3), Seal: sealKey(0x33)})
 	r.no(NotFound, &ReplaceNode{branch, branch})
 	r.ok(&ReplaceNode{branch, 0x33})
 	home(0x33, 3)
@@ -347,8 +376,8 @@ func TestRefusalsAndTheirReasons(t *testing.T) {
 	r := empty(t)
 	r.no(NotFounded, &DeleteUser{id(3)})
 	r = founded(t)
-	r.no(Founded, &Found{Lineage: id(9), Node: AdmitNode{ID: 9, Name: "x", Key: key(9)}, Domain: Domain{ID: id(8), Name: "x.org"},
-		Admin: User{ID: id(7), Mailbox: box(7), Address: "a@x.org", Home: 9}})
+	r.no(Founded, &Found{Lineage: id(9), Node: AdmitNode{ID: 9, Name: "x", Key: key(9), Seal: sealKey(9)}, Domain: Domain{ID: id(8), Name: "x.org"},
+		Admin: User{ID: id(7), Mailbox: box(7), Address: "a@x.org", Home: 9}, Key: firstKey})
 	alice := r.user(10, "alice@company.com")
 	r.no(NameTaken, &CreateUser{User{ID: id(11), Mailbox: box(11), Address: "ALICE@company.com", Home: founder}})
 	r.no(NameTaken, &PutAlias{Alias{ID: id(30), Address: "alice@company.com", Targets: []Target{{ID: alice}}}})
@@ -364,7 +393,7 @@ func TestRefusalsAndTheirReasons(t *testing.T) {
 	r.ok(&DeleteUser{id(3)})
 	r.no(InUse, &DeleteDomain{id(2)})
 	r.no(WrongLineage, &Promote{Lineage: id(5), Generation: 1})
-	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2)})
+	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2), Seal: sealKey(branch)})
 	r.ok(&Promote{Lineage: id(5), Generation: 2, Fork: 9, Revoke: []mesh.NodeID{branch}})
 	if l := r.m.Lineages(); len(l) != 2 || l[1].ID != id(5) || l[1].Fork != 9 {
 		t.Errorf("lineages %+v", l)
@@ -374,10 +403,13 @@ func TestRefusalsAndTheirReasons(t *testing.T) {
 	if n := len(r.m.Rules(founder)); n != 1 {
 		t.Errorf("%d rules", n)
 	}
-	r.no(Conflict, &SetPassword{User: alice, Verifier: []byte("x"), IfVersion: 7})
-	r.ok(&SetPassword{User: alice, Verifier: []byte("x"), IfVersion: 1})
-	r.ok(&SetPassword{User: alice, Verifier: []byte("y"), Sealed: true})
-	if u, _ := r.m.User(alice); u.CredVersion != 2 || string(u.Verifier) != "y" {
+	r.no(Conflict, &SetPassword{User: alice, Verifier: boxed(founder, "x"), IfVersion: 7})
+	r.ok(&SetPassword{User: alice, Verifier: boxed(founder, "x"), IfVersion: 1})
+	r.no(Resealed, &SetPassword{User: alice, Verifier: boxed(branch, "y")})
+	r.no(Resealed, &SetPassword{User: alice, Verifier: &Sealed{Home: []byte("y"), To: founder, Candidates: []byte("y"), Key: 2}})
+	r.no(Invalid, &SetPassword{User: alice, Verifier: &Sealed{Home: []byte("y"), To: founder}})
+	r.no(Invalid, &SetPassword{User: alice, Verifier: &Sealed{Candidates: []byte("y"), Key: 1}})
+	if u, _ := r.m.User(alice); u.CredVersion != 2 || string(u.Verifier.Home) != "home x" {
 		t.Errorf("user %+v", u)
 	}
 }
@@ -463,7 +495,7 @@ func TestWhatThisVersionDoesNotKnowStopsTheMachine(t *testing.T) {
 
 func TestTheMasterPreparesACommand(t *testing.T) {
 	r := founded(t)
-	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2)})
+	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2), Seal: sealKey(branch)})
 	now := time.Date(2026, 11, 22, 12, 0, 0, 0, time.UTC)
 	raw := (&Command{ID: id(5), Actor: "alice", Via: founder, At: 1, Body: &ReportVersion{Node: branch, Version: "2", Level: 1}}).Encode()
 	if _, err := r.m.Prepare(raw, founder, now); err == nil {
@@ -515,14 +547,16 @@ func reopened(t testing.TB, m *Machine) *Machine {
 
 func sample(t testing.TB) *rig {
 	r := founded(t)
-	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2), Addresses: []string{"192.0.2.2:44337"}, Voter: true, Priority: 5, Version: "0.1"})
+	r.ok(&AdmitNode{ID: branch, Name: "plzen", Key: key(2), Seal: sealKey(branch), Addresses: []string{"192.0.2.2:44337"}, Voter: true, Priority: 5, Version: "0.1"})
 	alice := r.user(10, "alice@company.com", "al@company.com")
 	r.ok(&PutGroup{Group{ID: id(20), Address: "all@company.com", Members: []Target{{ID: alice}, {Address: "x@else.net"}}, Owner: "alice@company.com", Outside: true}})
 	r.ok(&PutAlias{Alias{ID: id(30), Address: "info@company.com", Targets: []Target{{ID: alice}}}})
 	r.ok(&PutRule{DeviceRule{ID: id(70), CIDR: "192.168.0.0/16"}})
 	r.ok(&CreateToken{ID: id(40), Public: bytes.Repeat([]byte{7}, 32)})
-	r.ok(&AskAdmission{ID: id(60), Key: key(57), Name: "cheb"})
+	r.ok(&AskAdmission{ID: id(60), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb"})
 	r.no(NotFound, &DeleteUser{id(99)})
+	r.ok(&Reseal{Key: 1, New: &CandidateKey{Number: 2, Public: mesh.SealKey{2}, Wraps: []Wrap{{founder, []byte("wrap")}, {branch, []byte("wrap")}}},
+		Links: []Link{{1, []byte("link")}}, Authority: []byte("box")})
 	r.ok(&Promote{Lineage: id(5), Generation: 2, Fork: 9})
 	return r
 }

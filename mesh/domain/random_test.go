@@ -34,16 +34,16 @@ func anyBody(t *rapid.T) Body {
 		return l
 	}
 	one := func() mesh.ID { return id(3 + n("id", 12)) }
-	switch n("kind", 20) {
+	switch n("kind", 21) {
 	case 0, 1, 2:
 		i := 3 + n("user", 9)
-		return &CreateUser{User{ID: id(i), Mailbox: box(i), Address: address(), Aliases: addresses(), Home: node(), Role: Role(n("role", 4)), Verifier: []byte("v")}}
+		return &CreateUser{User{ID: id(i), Mailbox: box(i), Address: address(), Aliases: addresses(), Home: node(), Role: Role(n("role", 4)), Verifier: boxed(node(), "v")}}
 	case 3:
 		return &UpdateUser{User: one(), Address: p(address()), Aliases: p(addresses()), Role: p(Role(n("role", 4)))}
 	case 4:
 		return &DeleteUser{one()}
 	case 5:
-		return &SetPassword{User: one(), Verifier: []byte{byte(n("v", 9))}}
+		return &SetPassword{User: one(), Verifier: boxed(node(), fmt.Sprint(n("v", 9)))}
 	case 6:
 		return &SetHome{User: one(), Home: node(), IfVersion: uint64(n("version", 2))}
 	case 7, 8:
@@ -60,7 +60,7 @@ func anyBody(t *rapid.T) Body {
 	case 14:
 		return &DeleteDomain{[]mesh.ID{id(2), id(90), id(91)}[n("domain id", 2)]}
 	case 15:
-		return &AdmitNode{ID: node(), Name: string(rune('a' + n("name", 3))), Key: key(n("key", 4)), Voter: n("voter", 1) == 1, Token: id(40 * n("token", 1)), Level: 1}
+		return &AdmitNode{ID: node(), Name: string(rune('a' + n("name", 3))), Key: key(n("key", 4)), Seal: mesh.SealKey{1}, Voter: n("voter", 1) == 1, Token: id(40 * n("token", 1)), Level: 1}
 	case 16:
 		return &RevokeNode{Node: node(), Left: n("left", 1) == 1, Rehome: node()}
 	case 17:
@@ -68,7 +68,14 @@ func anyBody(t *rapid.T) Body {
 	case 18:
 		return &CreateToken{ID: id(40), Public: make([]byte, 32), Lifetime: int64(n("life", 5000))}
 	case 19:
-		return &AskAdmission{ID: id(60 + n("ask", 3)), Key: key(n("key", 4)), Name: "x"}
+		return &AskAdmission{ID: id(60 + n("ask", 3)), Key: key(n("key", 4)), Seal: mesh.SealKey{1}, Name: "x"}
+	case 20:
+		r := &Reseal{Key: uint64(n("key number", 3)), Users: []ResealUser{{User: one(), Version: uint64(n("version", 2)), Candidates: []byte("c"), Home: []byte("h"), To: founder}}}
+		if n("new", 1) == 1 {
+			r.New = &CandidateKey{Number: r.Key + 1, Public: mesh.SealKey{1}, Wraps: []Wrap{{founder, []byte("w")}}}
+			r.Links = []Link{{max(r.Key, 1), []byte("l")}}
+		}
+		return r
 	default:
 		return &SetSettings{Postmaster: p(one())}
 	}
@@ -115,6 +122,9 @@ func consistent(t *rapid.T, s *state) {
 		if s.nodes[u.Home] == nil {
 			t.Fatalf("%s lives nowhere", u.Address)
 		}
+		if u.Verifier != nil && s.numbered(u.Verifier.Key) == nil {
+			t.Fatalf("the password of %s is sealed to a key that is gone", u.Address)
+		}
 	}
 	for _, g := range s.groups {
 		addresses += 1 + len(g.Aliases)
@@ -135,8 +145,10 @@ func consistent(t *rapid.T, s *state) {
 func FuzzApply(f *testing.F) {
 	for _, b := range []Body{&DeleteUser{id(3)}, &PutAlias{Alias{ID: id(5), Address: "x@company.com", Targets: []Target{{ID: id(3)}}}},
 		&CreateUser{User{ID: id(6), Mailbox: box(6), Address: "x+y@company.com", Home: founder}}, &PutDomain{Domain{ID: id(2), Name: "x.org"}},
-		&UpdateNode{Node: founder, Name: p("x")}, &SetSettings{Quota: p(int64(1))}} {
+		&Reseal{Key: 1, Wraps: []Wrap{{branch, []byte("wrap")}}, Authority: []byte("box")}, &UpdateNode{Node: founder, Name: p("x")}, &SetSettings{Quota: p(int64(1))}} {
 		f.Add((&Command{ID: id(9), Actor: "a", At: 1, Body: b}).Encode())
+		f.Add((&Command{ID: id(9), At: 1, Body: b, Seal: &Reseal{Key: 1, New: &CandidateKey{Number: 2, Public: mesh.SealKey{1}}, Links: []Link{{1, []byte("link")}},
+			Users: []ResealUser{{User: id(3), Version: 1, Candidates: []byte("x"), Home: []byte("y"), To: founder}}}}).Encode())
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		a, b := founded(t), founded(t)

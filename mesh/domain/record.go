@@ -59,8 +59,9 @@ type Node struct {
 	Key  mesh.KeyHash `cbor:"4,keyasint"`
 	// Addresses are host:port under which other nodes dial it.
 	Addresses []string `cbor:"5,keyasint,omitempty"`
-	// Voter says that it may hold the election, Gateway that it has an MX
-	// record and sends outside.
+	// Voter says that it is a candidate: it may hold the election, and all
+	// secrets are sealed to it too. Gateway says that it has an MX record and
+	// sends outside.
 	Voter   bool `cbor:"6,keyasint"`
 	Gateway bool `cbor:"7,keyasint"`
 	// Priority orders voters and gateways: higher is preferred.
@@ -83,6 +84,8 @@ type Node struct {
 	// Incarnation grows when the node was restored from an older image of its
 	// disk and has begun anew: what was known of it before does not count.
 	Incarnation uint64 `cbor:"17,keyasint,omitempty"`
+	// Seal is the key to which secrets for the node are sealed; it never changes.
+	Seal mesh.SealKey `cbor:"18,keyasint"`
 }
 
 // Member reports whether the node is admitted now.
@@ -122,11 +125,11 @@ type User struct {
 	// that belief; it only grows.
 	Home        mesh.NodeID `cbor:"6,keyasint"`
 	HomeVersion uint64      `cbor:"7,keyasint"`
-	// Verifier is an argon2id PHC string or sealed bytes; opaque here. Empty:
-	// the user cannot log in with a password.
-	Verifier    []byte `cbor:"8,keyasint,omitempty"`
-	CredVersion uint64 `cbor:"9,keyasint,omitempty"` // grows with each change of Verifier
-	Role        Role   `cbor:"10,keyasint,omitempty"`
+	// Verifier is a sealed argon2id PHC string. Nil: the user cannot log in
+	// with a password.
+	Verifier    *Sealed `cbor:"8,keyasint,omitempty"`
+	CredVersion uint64  `cbor:"9,keyasint,omitempty"` // grows with each change of the password
+	Role        Role    `cbor:"10,keyasint,omitempty"`
 	// SendAs are further addresses that the user may send from.
 	SendAs   []string `cbor:"11,keyasint,omitempty"`
 	Disabled bool     `cbor:"12,keyasint,omitempty"` // may not log in; mail is still kept
@@ -200,6 +203,7 @@ type Token struct {
 	Revoked  Time          `cbor:"9,keyasint,omitempty"`
 	RevokedB string        `cbor:"10,keyasint,omitempty"`
 	Note     string        `cbor:"11,keyasint,omitempty"`
+	Plain    bool          `cbor:"12,keyasint,omitempty"` // who joins with it is no candidate
 }
 
 // PendingState is where an application for admission stands.
@@ -227,6 +231,7 @@ type Pending struct {
 	Decided   Time         `cbor:"10,keyasint,omitempty"`
 	By        string       `cbor:"11,keyasint,omitempty"`
 	Node      mesh.NodeID  `cbor:"12,keyasint,omitempty"` // as the node asks for; surely its own once approved
+	Seal      mesh.SealKey `cbor:"13,keyasint"`
 }
 
 // StateAt is State, with an open application seen as expired after its time.

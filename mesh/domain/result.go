@@ -28,13 +28,14 @@ const (
 	Founded      Code = 13 // it was founded before
 	WrongLineage Code = 14 // not the successor of the present lineage
 	Limit        Code = 15 // there are too many of these already
+	Resealed     Code = 16 // sealed for nodes that are not the ones any more: seal again and repeat
 )
 
 var codeNames = map[Code]string{
 	OK: "ok", Invalid: "invalid", NotFound: "not found", NameTaken: "name taken", Conflict: "conflict", InUse: "in use",
 	TokenUnknown: "token unknown", TokenExpired: "token expired", TokenUsed: "token used", TokenRevoked: "token revoked",
 	KeyRevoked: "key revoked", NotPending: "not pending", NotFounded: "not founded", Founded: "already founded",
-	WrongLineage: "wrong lineage", Limit: "limit",
+	WrongLineage: "wrong lineage", Limit: "limit", Resealed: "resealed",
 }
 
 func (c Code) String() string {

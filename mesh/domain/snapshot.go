@@ -45,6 +45,8 @@ const (
 	recToken
 	recPending
 	recEntry
+	recCandidateKey
+	recAuthority
 )
 
 type head struct {
@@ -70,6 +72,8 @@ type frozen struct {
 	tokens   []*Token
 	pending  []*Pending
 	journal  []Entry
+	keys     []*CandidateKey
+	issuer   *Authority
 }
 
 // Snapshot takes a picture of the state, quickly; WriteTo of the result may
@@ -83,7 +87,8 @@ func (m *Machine) Snapshot() io.WriterTo {
 func (s *state) freeze() *frozen {
 	f := &frozen{head: head{s.index, s.term}, lineages: slices.Clone(s.lineages), settings: s.settings,
 		domains: values(s.domains), nodes: values(s.nodes), users: values(s.users), groups: values(s.groups), aliases: values(s.aliases),
-		rules: values(s.rules), tokens: values(s.tokens), pending: values(s.pending), journal: make([]Entry, 0, len(s.journal))}
+		rules: values(s.rules), tokens: values(s.tokens), pending: values(s.pending), journal: make([]Entry, 0, len(s.journal)),
+		keys: slices.Clone(s.candidateKeys), issuer: s.authority}
 	f.journal = append(append(f.journal, s.journal[s.oldest:]...), s.journal[:s.oldest]...)
 	return f
 }
@@ -117,6 +122,12 @@ func (f *frozen) WriteTo(w io.Writer) (int64, error) {
 	sorted(e, recPending, f.pending, func(a, b *Pending) int { return compareID(a.ID, b.ID) })
 	for i := range f.journal {
 		e.record(recEntry, &f.journal[i])
+	}
+	for _, k := range f.keys {
+		e.record(recCandidateKey, k)
+	}
+	if f.issuer != nil {
+		e.record(recAuthority, f.issuer)
 	}
 	e.write([]byte{0, 0, 0, 0})
 	e.sum = nil
@@ -255,6 +266,9 @@ func readSnapshot(from io.Reader) (*state, error) {
 	if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, want) {
 		return nil, fmt.Errorf("%w: checksum", ErrSnapshot)
 	}
+	if len(s.lineages) > 0 && len(s.candidateKeys) == 0 {
+		return nil, fmt.Errorf("%w: it has no key of the candidates", ErrSnapshot)
+	}
 	s.rebuild()
 	return s, nil
 }
@@ -297,6 +311,13 @@ func (s *state) take(kind recordKind, b []byte) (err error) {
 			}
 			s.journal = append(s.journal, v)
 		}
+	case recCandidateKey:
+		k := new(CandidateKey)
+		err = decStrict.Unmarshal(b, k)
+		s.candidateKeys = append(s.candidateKeys, k)
+	case recAuthority:
+		s.authority = new(Authority)
+		err = decStrict.Unmarshal(b, s.authority)
 	default:
 		return fmt.Errorf("%w: record kind %d in the snapshot", ErrUnknownCommand, kind)
 	}

@@ -14,6 +14,7 @@ package identity
 import (
 	"crypto/ed25519"
 	"crypto/hkdf"
+	"crypto/hpke"
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
@@ -41,6 +42,8 @@ type Key struct {
 	hash    mesh.KeyHash
 	cert    tls.Certificate
 	reset   [32]byte
+	opener  hpke.PrivateKey
+	sealKey mesh.SealKey
 }
 
 // ErrDamaged is wrapped by errors about a key file whose content cannot be used.
@@ -83,6 +86,9 @@ func fromSeed(seed []byte) (*Key, error) {
 		return nil, fmt.Errorf("derive stateless-reset key: %w", err)
 	}
 	copy(k.reset[:], reset)
+	if k.opener, k.sealKey, err = opener(seed); err != nil {
+		return nil, err
+	}
 	return k, nil
 }
 

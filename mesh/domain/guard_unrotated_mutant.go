@@ -1,0 +1,5 @@
+//go:build mutant_unrotated
+
+package domain
+
+const rotating = false

@@ -1,0 +1,5 @@
+//go:build mutant_unsealed
+
+package identity
+
+const sealing = false
