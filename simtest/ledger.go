@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/emersion/go-imap/v2"
+
+	"posthouse/simtest/record"
 )
 
 // everybody is the group of all users.
@@ -22,10 +24,13 @@ type Ledger struct {
 	mu       sync.Mutex
 	attempts []*attempt
 	next     int
+	arrived  int       // found by Check: in mailboxes,
+	lost     int       // and nowhere
 	faults   []trouble // at gateways, after which the outside may get mail twice
 	letters  map[slot]string
 	validity map[string]uint32
 	uidNext  map[string]imap.UID
+	shown    map[string][]time.Time // by office: when a reader saw that its INBOX had so many messages
 }
 
 // attempt is one message to one recipient, as its client saw it.
@@ -37,6 +42,7 @@ type attempt struct {
 	at      string // office
 	answer  int    // final; 0: none was read
 	when    time.Time
+	after   time.Time // when the answer was read
 }
 
 type trouble struct {
@@ -53,7 +59,7 @@ type slot struct {
 }
 
 func newLedger(w *World) *Ledger {
-	return &Ledger{w: w, letters: map[slot]string{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}}
+	return &Ledger{w: w, letters: map[slot]string{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, shown: map[string][]time.Time{}}
 }
 
 // Mail is mail that a scenario is about to send.
@@ -150,7 +156,7 @@ func (l *Ledger) answered(entries []*attempt, answers []int) (all bool) {
 	defer l.mu.Unlock()
 	all = len(answers) == len(entries)
 	for i := range answers {
-		entries[i].answer = answers[i]
+		entries[i].answer, entries[i].after = answers[i], time.Now()
 		all = all && answers[i] == 250
 	}
 	return all
@@ -181,15 +187,17 @@ func (l *Ledger) Look(offices ...*Office) {
 func (l *Ledger) see(o *Office, b *Box) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	bad := func(format string, args ...any) {
-		l.w.violation("%s's INBOX: "+format, append([]any{o.Name}, args...)...)
+	bad := func(i Invariant, format string, args ...any) {
+		l.w.violation(i, "%s's INBOX: "+format, append([]any{o.Name}, args...)...)
 	}
+	l.w.checked(UIDsStand, 1)
+	l.w.checked(OneOutcome, 1)
 	if v, ok := l.validity[o.Name]; ok && v != b.UIDValidity {
-		bad("UIDVALIDITY was %d and is %d", v, b.UIDValidity)
+		bad(UIDsStand, "UIDVALIDITY was %d and is %d", v, b.UIDValidity)
 	}
 	l.validity[o.Name] = b.UIDValidity
 	if b.UIDNext < l.uidNext[o.Name] {
-		bad("UIDNEXT was %d and is %d", l.uidNext[o.Name], b.UIDNext)
+		bad(UIDsStand, "UIDNEXT was %d and is %d", l.uidNext[o.Name], b.UIDNext)
 	}
 	l.uidNext[o.Name] = b.UIDNext
 	seen, there := map[string]imap.UID{}, map[imap.UID]bool{}
@@ -197,21 +205,21 @@ func (l *Ledger) see(o *Office, b *Box) {
 	for _, x := range b.Letters {
 		k := slot{o.Name, b.UIDValidity, x.UID}
 		if x.UID <= last || x.UID >= b.UIDNext {
-			bad("UID %d after %d, UIDNEXT %d", x.UID, last, b.UIDNext)
+			bad(UIDsStand, "UID %d after %d, UIDNEXT %d", x.UID, last, b.UIDNext)
 		}
 		last, there[x.UID] = x.UID, true
 		if s, ok := l.letters[k]; ok && s != x.Subject {
-			bad("UID %d was %s and is %s", x.UID, s, x.Subject)
+			bad(UIDsStand, "UID %d was %s and is %s", x.UID, s, x.Subject)
 		}
 		l.letters[k] = x.Subject
 		if u, ok := seen[x.Subject]; ok && isTest(x.Subject) {
-			bad("%s is there twice, UIDs %d and %d", x.Subject, u, x.UID)
+			bad(OneOutcome, "%s is there twice, UIDs %d and %d", x.Subject, u, x.UID)
 		}
 		seen[x.Subject] = x.UID
 	}
 	for k, s := range l.letters {
 		if k.office == o.Name && k.validity == b.UIDValidity && !there[k.uid] {
-			bad("%s (UID %d) was there and is gone", s, k.uid)
+			bad(OneOutcome, "%s (UID %d) was there and is gone", s, k.uid)
 			delete(l.letters, k)
 		}
 	}
@@ -224,15 +232,35 @@ func isTest(subject string) bool {
 	return n == 2 && err == nil
 }
 
+// excused reports whether an accepted message may be gone: its node burnt or was
+// revoked while it may still have held it. Called with l.mu held.
+func (l *Ledger) excused(a *attempt) bool {
+	o := l.w.Office(a.at)
+	return o.lost.Load() && a.when.UnixNano() > o.emptied.Load()-int64(time.Second)
+}
+
+// officeOf is the office whose user has this address; nil outside.
+func (w *World) officeOf(address string) *Office {
+	for _, o := range w.Offices {
+		if address == o.Name+"@"+Domain {
+			return o
+		}
+	}
+	return nil
+}
+
 // Check reads everything at quiet and checks that each accepted message had
 // exactly one outcome, each refused one none, and that order was kept.
 func (l *Ledger) Check() {
 	w := l.w
 	boxes := map[string]*Box{}
 	for _, o := range w.Offices {
+		if o.apart.Load() {
+			continue
+		}
 		b, err := w.Open(o.Name, true)
 		if err != nil {
-			w.violation("%s's INBOX cannot be read: %v", o.Name, err)
+			w.violation(OneOutcome, "%s's INBOX cannot be read: %v", o.Name, err)
 			return
 		}
 		l.see(o, b)
@@ -248,7 +276,7 @@ func (l *Ledger) Check() {
 				count[delivery{x.Subject, user}]++
 				place[delivery{x.Subject, user}] = i
 				if !x.Whole {
-					w.violation("%s in %s is not as it was sent: %q", x.Subject, user, x.Text)
+					w.violation(OneOutcome, "%s in %s is not as it was sent: %q", x.Subject, user, x.Text)
 				}
 				continue
 			}
@@ -271,12 +299,12 @@ func (l *Ledger) Check() {
 		case a.answer == 0:
 			want = [2]int{0, 1}
 		}
+		if l.excused(a) {
+			want[0] = 0
+		}
 		to := []string{a.to}
 		if a.to == everybody {
-			to = to[:0]
-			for user := range boxes {
-				to = append(to, user)
-			}
+			to = w.founders
 		}
 		for _, r := range to {
 			x := expected[delivery{a.subject, r}]
@@ -285,28 +313,39 @@ func (l *Ledger) Check() {
 	}
 	var lost []string
 	for d, want := range expected {
+		if want[1] > 0 {
+			w.checked(OneOutcome, 1)
+		} else {
+			w.checked(RefusedIsNowhere, 1)
+		}
+		if o := w.officeOf(d.to); o != nil && o.apart.Load() {
+			continue // nobody looks into its mailboxes
+		}
 		if !strings.HasSuffix(d.to, "@"+Domain) {
 			l.checkOutside(d, want, reports[d])
 			continue
 		}
+		l.arrived += min(count[d], 1)
 		if n := count[d]; n < want[0] {
+			l.lost++
 			lost = append(lost, fmt.Sprintf("%s to %s", d.subject, d.to))
 		} else if n > want[1] {
-			w.violation("%s to %s: %d copies, %d allowed", d.subject, d.to, n, want[1])
+			w.violation(OneOutcome, "%s to %s: %d copies, %d allowed", d.subject, d.to, n, want[1])
 		}
 		if n := reports[d]; n > 0 {
-			w.violation("%s to %s was reported failed %d times", d.subject, d.to, n)
+			w.violation(OneOutcome, "%s to %s was reported failed %d times", d.subject, d.to, n)
 		}
 	}
 	if len(lost) > 0 {
 		slices.Sort(lost)
-		w.violation("%d accepted messages are lost: %s", len(lost), strings.Join(lost[:min(len(lost), 10)], ", "))
+		w.violation(OneOutcome, "%d accepted messages are lost: %s", len(lost), strings.Join(lost[:min(len(lost), 10)], ", "))
 	}
 	for d := range count {
 		if _, ok := expected[d]; !ok {
-			w.violation("nobody sent %s to %s", d.subject, d.to)
+			w.violation(RefusedIsNowhere, "nobody sent %s to %s", d.subject, d.to)
 		}
 	}
+	l.keepDeliveries(count, place)
 	// Order: a client's messages to one recipient, as it had them accepted.
 	last := map[[2]string]int{}
 	for _, a := range l.attempts {
@@ -316,11 +355,28 @@ func (l *Ledger) Check() {
 				continue
 			}
 			k := [2]string{a.client, user}
-			if p, ok := last[k]; ok && place[d] < p {
-				w.violation("%s came to %s before one of its sender that was accepted earlier", a.subject, user)
+			p, ok := last[k]
+			if ok {
+				w.checked(OrderIsKept, 1)
+			}
+			if ok && place[d] < p {
+				w.violation(OrderIsKept, "%s came to %s before one of its sender that was accepted earlier", a.subject, user)
 			}
 			last[k] = max(last[k], place[d])
 		}
+	}
+}
+
+// keepDeliveries writes down how long each message took that a reader saw come.
+// Called with l.mu held.
+func (l *Ledger) keepDeliveries(count, place map[delivery]int) {
+	for _, a := range l.attempts {
+		o := l.w.officeOf(a.to)
+		d := delivery{a.subject, a.to}
+		if o == nil || a.answer != 250 || count[d] == 0 || place[d] >= len(l.shown[o.Name]) {
+			continue
+		}
+		l.w.keeper.Seen(a.at, o.Name, a.after, l.shown[o.Name][place[d]])
 	}
 }
 
@@ -330,36 +386,51 @@ func (l *Ledger) checkOutside(d delivery, want [2]int, reports int) {
 	took := w.Outside.takings(d)
 	if strings.HasPrefix(d.to, "refuse") {
 		if reports < want[0] || reports > want[1] {
-			w.violation("%s to %s was refused outside and reported %d times", d.subject, d.to, reports)
+			w.violation(OneOutcome, "%s to %s was refused outside and reported %d times", d.subject, d.to, reports)
 		}
 		return
 	}
 	if reports > 0 {
-		w.violation("%s to %s was reported failed %d times, the outside took it %d times", d.subject, d.to, reports, len(took))
+		w.violation(OneOutcome, "%s to %s was reported failed %d times, the outside took it %d times", d.subject, d.to, reports, len(took))
 	}
 	if len(took) < want[0] {
-		w.violation("%s to %s never left (%d times offered)", d.subject, d.to, w.Outside.tries[d])
+		l.lost++
+		w.violation(OneOutcome, "%s to %s never left (%d times offered)", d.subject, d.to, w.Outside.tries[d])
 	}
 	if len(took) > 0 && want[1] == 0 {
-		w.violation("%s to %s was refused and yet left", d.subject, d.to)
+		w.violation(RefusedIsNowhere, "%s to %s was refused and yet left", d.subject, d.to)
 	}
 	for _, t := range took[:max(0, len(took)-1)] {
 		if t.answered && !slices.ContainsFunc(l.faults, func(f trouble) bool {
 			return f.at == t.from && f.when.Add(f.during).After(t.at) && f.when.Before(t.at.Add(5*time.Second+f.during))
 		}) {
-			w.violation("%s to %s left again though the first time was answered", d.subject, d.to)
+			w.violation(OneOutcome, "%s to %s left again though the first time was answered", d.subject, d.to)
 		}
 	}
 }
 
-// Counts returns how many attempts were made and how many of them taken.
-func (l *Ledger) Counts() (attempts, taken int) {
+// Counts counts what was sent and what came of it, up to now.
+func (l *Ledger) Counts() (m record.Mail) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	m.Arrived, m.Lost = l.arrived, l.lost
 	for _, a := range l.attempts {
-		if a.answer == 250 {
-			taken++
+		m.Sent++
+		switch {
+		case a.answer == 250:
+			m.Taken++
+			to := l.w.officeOf(a.to)
+			switch {
+			case to != nil && to.lost.Load() || l.excused(a):
+				m.Excused++
+			case to == nil && a.to != everybody:
+				m.Outside++
+			}
+		case a.answer == 0:
+			m.Unanswered++
+		default:
+			m.Refused++
 		}
 	}
-	return len(l.attempts), taken
+	return m
 }

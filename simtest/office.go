@@ -25,6 +25,7 @@ import (
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log/simfs"
 	"posthouse/mesh/election"
+	"posthouse/simtest/record"
 )
 
 // Office is one node with everything that outlives its process.
@@ -51,6 +52,10 @@ type Office struct {
 	syncTime time.Duration
 	expected atomic.Bool // the process may end by itself: its disk failed
 	full     bool
+	apart    atomic.Bool // not a member: has not joined yet, is burnt or revoked
+	burnt    atomic.Bool
+	lost     atomic.Bool  // burnt or revoked: what it had taken and not handed on is not looked for
+	emptied  atomic.Int64 // when nothing was seen to wait here last, Unix nanoseconds
 
 	mu     sync.Mutex // guards run
 	run    *process   // nil: down
@@ -112,11 +117,12 @@ func (o *Office) Start() {
 	o.w.tb.Helper()
 	o.bury()
 	o.mu.Lock()
-	if o.run != nil {
+	if o.run != nil || o.burnt.Load() {
 		o.mu.Unlock()
 		return
 	}
 	o.w.note("%s starts", o.Name)
+	o.keepState(record.On)
 	p := &process{o: o, gone: make(chan struct{}), began: time.Now()}
 	p.line = &simnet.Simnet{Router: o.w}
 	p.socket = p.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{LatencyFunc: o.w.latency})
@@ -196,8 +202,9 @@ var errDead = errors.New("the node has lost its power")
 // only after its disk failed, and then its machine still has its page cache.
 func (o *Office) ended(p *process) {
 	o.w.note("%s ended by itself: %v", o.Name, p.err)
+	o.keepState(record.Off)
 	if !o.expected.Load() && !errors.Is(p.err, simfs.ErrCrashed) && !strings.Contains(fmt.Sprint(p.err), simfs.ErrCrashed.Error()) {
-		o.w.violation("%s ended by itself: %v", o.Name, p.err)
+		o.w.violation(NothingIsLeft, "%s ended by itself: %v", o.Name, p.err)
 	}
 	o.w.unlisten(o.Addr, o.cfg.ControlSocket)
 	o.w.breakConns(func(from, to netip.Addr) bool { return from == o.Addr || to == o.Addr })
@@ -260,14 +267,16 @@ func (o *Office) Stop() {
 	}
 	defer done()
 	o.w.note("%s is stopped", o.Name)
+	o.keepState(record.Off)
 	began, slow := time.Now(), o.syncTime
 	p.cancel()
 	<-p.gone
 	if p.err != nil && !o.expected.Load() {
 		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
 	}
+	o.w.checked(NothingIsLeft, 1)
 	if took := time.Since(began); took > stopTime+stopSyncs*max(slow, o.syncTime) {
-		o.w.violation("%s took %v to stop", o.Name, took)
+		o.w.violation(NothingIsLeft, "%s took %v to stop", o.Name, took)
 	}
 	o.crashAt.Store(0)
 	if o.stopped.Swap(false) || p.err != nil {
@@ -301,6 +310,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	}
 	defer done()
 	o.w.note("%s loses its power (%v, %v)", o.Name, mode, view)
+	o.keepState(record.Dead)
 	p.dead.Store(true)
 	o.disk.Crash()
 	applied := o.view.Applied()
@@ -344,6 +354,9 @@ func (o *Office) FailSync() { o.w.note("%s: the next sync fails", o.Name); o.fai
 func (o *Office) Fill(n int64) {
 	o.w.note("%s: %d bytes of its disk are left", o.Name, n)
 	o.full = n >= 0
+	if o.Up() {
+		o.keepState(map[bool]record.Power{true: record.Full, false: record.On}[o.full])
+	}
 	o.disk.SetFree(n)
 }
 
@@ -351,7 +364,17 @@ func (o *Office) Fill(n int64) {
 func (o *Office) SlowDisk(d time.Duration) {
 	o.w.note("%s: a sync takes %v", o.Name, d)
 	o.syncTime = d
+	if o.Up() {
+		o.keepState(map[bool]record.Power{true: record.SlowIO, false: record.On}[d > 0])
+	}
 	o.disk.SetSyncTime(d)
+}
+
+// keepState writes down how the office is from now on.
+func (o *Office) keepState(p record.Power) {
+	if !o.lost.Load() {
+		o.w.keeper.State(o.Name, p)
+	}
 }
 
 // Ops are the operations of a running node.

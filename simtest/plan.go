@@ -12,11 +12,20 @@ import (
 type Plan struct {
 	Seed     uint64
 	Offices  []string
+	Apart    []string // of them those that join later, if at all
 	Gateways []string // beside the founder
+	Lines    []Line   // that are not as good as Latency alone
+	Follow   bool     // let a reader wait at each mailbox, and keep queues and masters over time
 	Latency  time.Duration
 	Length   time.Duration // of the safety phase
 	Kinds    []Kind        // of faults that this seed has turned on
 	Events   []Event       // by time
+}
+
+// Line is what the line between two offices is like.
+type Line struct {
+	A, B string
+	Quality
 }
 
 // Kind is what an event does.
@@ -41,6 +50,10 @@ const (
 	EvMail     Kind = "mail"     // N messages at A to B, Span apart; Way "port25" or "submission"
 	EvWrite    Kind = "write"    // a change of the domain state, asked of A
 	EvProbe    Kind = "probe"    // one message at A to A's own user, to be there within a second
+	EvJoin     Kind = "join"     // F19: A, which was apart, joins the mesh with a token, at B or at the founder
+	EvRevoke   Kind = "revoke"   // F19: A is put out of the mesh; it goes on running
+	EvBurn     Kind = "burn"     // F15: A loses power and everything it kept, for ever
+	EvPromote  Kind = "promote"  // F18: A takes the lead without a majority
 )
 
 // Event is one thing that happens.

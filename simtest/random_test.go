@@ -69,11 +69,11 @@ func TestRandom(t *testing.T) {
 			if *traced {
 				trace = os.Stderr
 			}
-			r := Run(t, planOf(seed), trace)
+			r := Run(t, planOf(seed), Watcher{Trace: trace})
 			report(t, r)
 			virtual += r.Virtual
 			nodeTime += r.Virtual * time.Duration(len(r.Plan.Offices))
-			attempts, taken, done = attempts+r.Attempts, taken+r.Taken, done+1
+			attempts, taken, done = attempts+r.Mail.Sent, taken+r.Mail.Taken, done+1
 			wrong += len(r.Violations)
 			for k, n := range r.Faults {
 				faults[k] += n

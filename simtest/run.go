@@ -14,6 +14,7 @@ import (
 
 	"posthouse/appliance/admin"
 	"posthouse/mailstore/log/simfs"
+	"posthouse/simtest/record"
 )
 
 // Limits of the liveness phase (issue text, invariant 6).
@@ -31,25 +32,39 @@ type Result struct {
 	Story      []string // what happened, for people
 	Logs       []string // what each node logged in the last minute
 	Virtual    time.Duration
-	Attempts   int
-	Taken      int
+	Mail       record.Mail
+	Record     *record.Record
 	Faults     map[Kind]int
 }
 
+// Watcher is who follows a run. Each field may be nil.
+type Watcher struct {
+	Trace io.Writer           // gets the story and all logs as they happen
+	Tell  func(record.Moment) // hears of each moment once the mesh is founded
+	Clock func(time.Duration) // hears the virtual time since then, now and then
+}
+
 // Run plays a plan in a bubble of its own: it founds the mesh, lets everything
-// happen, heals all, and checks what must hold at quiet. trace, if not nil, gets
-// the story and all logs as they happen.
-func Run(t *testing.T, p Plan, trace io.Writer) (r Result) {
+// happen, heals all, and checks what must hold at quiet.
+func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	r = Result{Plan: p, Faults: map[Kind]int{}}
+	real := time.Now()
 	synctest.Test(t, func(t *testing.T) {
 		before := inBubbles()
 		w := NewWorld(t, p.Offices...)
-		w.Latency, w.trace = p.Latency, trace
+		w.Latency, w.trace, w.clock = p.Latency, watcher.Trace, watcher.Clock
+		w.keeper = record.NewKeeper(watcher.Tell)
 		w.dice = rand.New(rand.NewPCG(p.Seed, 9))
+		for _, l := range p.Lines {
+			w.SetLine(l.A, l.B, l.Quality)
+		}
+		for _, n := range p.Apart {
+			w.Office(n).apart.Store(true)
+		}
 		began := time.Now()
 		(&player{w: w, r: &r, writes: map[string]bool{}}).play()
 		r.Virtual = time.Since(began)
-		r.Attempts, r.Taken = w.ledger.Counts()
+		r.Mail = w.ledger.Counts()
 		if len(w.wrong) > 0 {
 			for _, o := range w.Offices {
 				for _, l := range o.logs.since(time.Now().Add(-time.Minute), 100) {
@@ -58,11 +73,19 @@ func Run(t *testing.T, p Plan, trace io.Writer) (r Result) {
 			}
 		}
 		w.Close()
+		w.checked(NothingIsLeft, 2)
 		if now := inBubbles(); now > before {
-			w.violation("%d goroutines are left of %d", now, before)
+			w.violation(NothingIsLeft, "%d goroutines are left of %d", now, before)
+		}
+		if n := len(w.tcp); n > 0 {
+			w.violation(NothingIsLeft, "%d ports are still open", n)
 		}
 		r.Violations, r.Story = w.wrong, w.story
+		r.Record = w.keeper.End(r.Mail, w.Verdicts())
 	})
+	if r.Record != nil { // nil when the bubble ended before its time
+		r.Record.Seed, r.Record.Took = p.Seed, time.Since(real)
+	}
 	return r
 }
 
@@ -78,15 +101,17 @@ type player struct {
 	r  *Result
 	wg sync.WaitGroup // of load and faults in hand
 
-	mu     sync.Mutex
-	writes map[string]bool // aliases whose making was answered with success
-	terms  map[uint64]string
-	masked map[string]time.Time // offices with trouble of their own: until when local mail may be late
+	mu       sync.Mutex
+	writes   map[string]bool      // aliases whose making was answered with success
+	terms    map[[2]uint64]string // by generation and term
+	promoted uint64               // the generation that a promote made last
+	outs     []*out               // who was revoked
+	masked   map[string]time.Time // offices with trouble of their own: until when local mail may be late
 }
 
 func (x *player) play() {
 	w, p := x.w, x.r.Plan
-	x.terms, x.masked = map[uint64]string{}, map[string]time.Time{}
+	x.terms, x.masked = map[[2]uint64]string{}, map[string]time.Time{}
 	w.Found()
 	first := w.Offices[0]
 	for _, n := range p.Gateways {
@@ -97,8 +122,18 @@ func (x *player) play() {
 	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
 	w.note("the safety phase begins: %v", p.Kinds)
 	begin := time.Now()
+	w.keeper.Begin(p.Offices)
+	for _, o := range w.Offices {
+		o.keepState(map[bool]record.Power{true: record.Away, false: record.On}[o.apart.Load()])
+	}
 	stop, watching := make(chan struct{}), sync.WaitGroup{}
 	watching.Go(func() { x.watch(stop) })
+	if p.Follow {
+		for _, o := range w.Offices {
+			w.readers.Go(func() { w.read(o) })
+		}
+		w.readers.Go(func() { w.sample(p.Length) })
+	}
 	for _, e := range p.Events {
 		time.Sleep(time.Until(begin.Add(e.At)))
 		x.do(e)
@@ -108,6 +143,8 @@ func (x *player) play() {
 	close(stop)
 	watching.Wait()
 	x.quiet()
+	w.stopReading()
+	w.keeper.Stop()
 }
 
 // run counts an event and lets f happen beside the others.
@@ -222,6 +259,14 @@ func (x *player) do(e Event) {
 		x.run(e.Do, func() { x.write(o, fmt.Sprintf("alias-%d@%s", e.N, Domain)) })
 	case EvProbe:
 		x.run(e.Do, func() { x.probe(o) })
+	case EvJoin:
+		x.run(e.Do, func() { x.join(o, e.B...) })
+	case EvRevoke:
+		x.run(e.Do, func() { x.revoke(o) })
+	case EvBurn:
+		x.run(e.Do, func() { w.Burn(o.Name) })
+	case EvPromote:
+		x.run(e.Do, func() { x.promote(o) })
 	}
 }
 
@@ -253,8 +298,9 @@ func (x *player) probe(o *Office) {
 	if o.process() != p || x.isMasked(o) || o.stopped.Load() { // its power fails at this instant
 		return
 	}
+	x.w.checked(LocalMailFlows, 1)
 	if taken != 1 {
-		x.w.violation("%s did not take local mail", o.Name)
+		x.w.violation(LocalMailFlows, "%s did not take local mail", o.Name)
 		return
 	}
 	time.Sleep(localLimit - time.Since(began))
@@ -263,7 +309,7 @@ func (x *player) probe(o *Office) {
 		return
 	}
 	if err != nil {
-		x.w.violation("%s's INBOX cannot be read: %v", o.Name, err)
+		x.w.violation(LocalMailFlows, "%s's INBOX cannot be read: %v", o.Name, err)
 		return
 	}
 	subject := mail.name + "-0"
@@ -272,7 +318,7 @@ func (x *player) probe(o *Office) {
 			return
 		}
 	}
-	x.w.violation("%s: local mail %s was not there %v after it was sent (answered after %v)", o.Name, subject, time.Since(began), answered.Sub(began))
+	x.w.violation(LocalMailFlows, "%s: local mail %s was not there %v after it was sent (answered after %v)", o.Name, subject, time.Since(began), answered.Sub(began))
 }
 
 // write asks an office for a change of the domain state. Without a majority in
@@ -283,7 +329,10 @@ func (x *player) write(o *Office, alias string) {
 		return
 	}
 	w := x.w
-	quorum := func() bool { return len(w.component(o)) > len(w.Offices)/2 || len(w.Offices) == 2 }
+	quorum := func() bool {
+		n := len(w.belonging())
+		return len(w.component(o)) > n/2 || n == 2 || x.promoting()
+	}
 	ctx, cancel := context.WithTimeout(Ctx(), 30*time.Second)
 	defer cancel()
 	could := quorum()
@@ -301,11 +350,12 @@ func (x *player) write(o *Office, alias string) {
 			could = could || quorum()
 		}
 	}
+	w.checked(OneMaster, 1)
 	if err != nil {
 		return
 	}
 	if !could && !quorum() {
-		w.violation("%s wrote domain state without a majority in reach", o.Name)
+		w.violation(OneMaster, "%s wrote domain state without a majority in reach", o.Name)
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -314,6 +364,7 @@ func (x *player) write(o *Office, alias string) {
 
 // watch looks at all nodes every few seconds: masters, and now and then INBOXes.
 func (x *player) watch(stop chan struct{}) {
+	since := map[[2]string]time.Time{}
 	for i := 0; ; i++ {
 		select {
 		case <-stop:
@@ -323,12 +374,17 @@ func (x *player) watch(stop chan struct{}) {
 		for _, o := range x.w.Offices {
 			if s := o.Status(); s.Master == o.Name && s.Master != "" {
 				x.mu.Lock()
-				if was, ok := x.terms[s.Term]; ok && was != o.Name {
-					x.w.violation("%s and %s are both master of term %d", was, o.Name, s.Term)
+				x.w.checked(OneMaster, 1)
+				term := [2]uint64{s.Generation, s.Term}
+				if was, ok := x.terms[term]; ok && was != o.Name {
+					x.w.violation(OneMaster, "%s and %s are both master of term %d", was, o.Name, s.Term)
 				}
-				x.terms[s.Term] = o.Name
+				x.terms[term] = o.Name
 				x.mu.Unlock()
 			}
+		}
+		if x.r.Plan.Follow {
+			x.detours(since)
 		}
 		if i%6 == 5 {
 			x.w.ledger.Look(x.w.Offices[i/6%len(x.w.Offices)])
@@ -340,6 +396,7 @@ func (x *player) watch(stop chan struct{}) {
 func (x *player) calm() {
 	w := x.w
 	w.note("the faults end")
+	w.keeper.FaultsEnd()
 	w.HealAll()
 	w.Outside.Open()
 	for _, o := range w.Offices {
@@ -352,11 +409,11 @@ func (x *player) calm() {
 			o.SlowDisk(0)
 		}
 	}
-	for _, o := range w.Offices {
+	for _, o := range w.belonging() {
 		x.wg.Go(o.Start)
 	}
 	x.wg.Wait() // load that is under way ends; nothing new comes
-	for _, o := range w.Offices {
+	for _, o := range w.belonging() {
 		o.Start()
 	}
 }
@@ -364,11 +421,12 @@ func (x *player) calm() {
 // quiet is the liveness phase and the last look.
 func (x *player) quiet() {
 	w := x.w
+	w.checked(HealsInTime, 3)
 	took, ok := w.within(agreeLimit, w.whole)
 	w.note("all members agree after %v", took)
 	if !ok {
 		w.explain()
-		w.violation("the members do not agree %v after all faults ended", took)
+		w.violation(HealsInTime, "the members do not agree %v after all faults ended", took)
 		if took, ok = w.within(10*time.Minute, w.whole); !ok {
 			return
 		}
@@ -378,20 +436,21 @@ func (x *player) quiet() {
 	w.note("nothing waits for a node after %v", took)
 	if !ok {
 		w.explain()
-		w.violation("mail still waits for a node %v after all members agreed", took)
+		w.violation(HealsInTime, "mail still waits for a node %v after all members agreed", took)
 		took, ok = w.within(10*time.Minute, w.drained)
 		w.note("nothing waits for a node after %v more: %v", took, ok)
 	}
+	w.checked(OneMaster, 1)
 	// Raft's back-off towards a node that was cut off grows to some ten seconds.
 	if took, ok = w.within(15*time.Second, w.Equal); ok {
 		w.note("the copies of the domain state are equal after %v", took)
 	} else {
-		w.violation("the copies of the domain state differ")
+		w.violation(OneMaster, "the copies of the domain state differ")
 	}
-	for _, o := range w.Offices {
+	for _, o := range w.belonging() {
 		aliases, err := o.Ops().Aliases(Ctx())
 		if err != nil {
-			w.violation("%s: aliases: %v", o.Name, err)
+			w.violation(OneMaster, "%s: aliases: %v", o.Name, err)
 			continue
 		}
 		there := map[string]bool{}
@@ -399,8 +458,9 @@ func (x *player) quiet() {
 			there[a.Address] = true
 		}
 		for a := range x.writes {
+			w.checked(OneMaster, 1)
 			if !there[a] {
-				w.violation("%s does not know %s, whose making was answered", o.Name, a)
+				w.violation(OneMaster, "%s does not know %s, whose making was answered", o.Name, a)
 			}
 		}
 	}
@@ -408,13 +468,13 @@ func (x *player) quiet() {
 	_, ok = w.within(outsideLimit, func() bool {
 		if time.Since(asked) > 30*time.Second {
 			asked = time.Now()
-			for _, o := range w.Offices {
+			for _, o := range w.belonging() {
 				if _, err := o.Ops().QueueRetry(Ctx(), admin.QueueAction{All: true}); err != nil {
-					w.violation("%s: retry: %v", o.Name, err)
+					w.violation(HealsInTime, "%s: retry: %v", o.Name, err)
 				}
 			}
 		}
-		for _, o := range w.Offices {
+		for _, o := range w.belonging() {
 			if o.Status().QueueOutside > 0 {
 				return false
 			}
@@ -423,20 +483,22 @@ func (x *player) quiet() {
 	})
 	if !ok {
 		w.explain()
-		w.violation("mail still waits %v after all is well", time.Since(began))
+		w.violation(HealsInTime, "mail still waits %v after all is well", time.Since(began))
 	}
-	for _, o := range w.Offices {
-		if n := o.Status().QueueHeld; n > 0 {
-			w.violation("%s holds %d recipients' mail", o.Name, n)
+	for _, o := range w.belonging() {
+		if n := o.Status().QueueHeld; n > 0 && len(x.outs) == 0 { // what is for a revoked node's people is held
+			w.violation(HealsInTime, "%s holds %d recipients' mail", o.Name, n)
 		}
 	}
 	time.Sleep(2 * time.Second)
+	x.checkLineage()
+	x.checkOuts()
 	w.ledger.Check()
 }
 
 // drained reports whether nothing waits for a node or a mailbox anywhere.
 func (w *World) drained() bool {
-	for _, o := range w.Offices {
+	for _, o := range w.belonging() {
 		for _, m := range o.Status().Members {
 			if m.Queue > 0 {
 				return false

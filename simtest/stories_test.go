@@ -17,7 +17,7 @@ func tale(t *testing.T, offices int, tell func(w *World)) {
 		began := time.Now()
 		w := NewWorld(t, officeNames[:offices]...)
 		x := &player{w: w, r: &Result{Plan: Plan{Offices: officeNames[:offices], Length: time.Hour}, Faults: map[Kind]int{}},
-			writes: map[string]bool{}, terms: map[uint64]string{}, masked: map[string]time.Time{}}
+			writes: map[string]bool{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
 		w.Found()
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() { defer close(done); x.watch(stop) }()
@@ -27,8 +27,8 @@ func tale(t *testing.T, offices int, tell func(w *World)) {
 		close(stop)
 		<-done
 		x.quiet()
-		sent, taken := w.ledger.Counts()
-		t.Logf("%v of virtual time, %d of %d recipients taken", time.Since(began).Round(time.Second), taken, sent)
+		mail := w.ledger.Counts()
+		t.Logf("%v of virtual time, %d of %d recipients taken", time.Since(began).Round(time.Second), mail.Taken, mail.Sent)
 		if len(w.wrong) > 0 {
 			for _, l := range w.story {
 				t.Log(l)
@@ -89,7 +89,7 @@ func TestSplitInHalves(t *testing.T) {
 	tale(t, 5, func(w *World) {
 		w.Cut("hq", "plzen").FromAll()
 		time.Sleep(30 * time.Second)
-		x := &player{w: w, writes: map[string]bool{}, terms: map[uint64]string{}, masked: map[string]time.Time{}}
+		x := &player{w: w, writes: map[string]bool{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
 		x.write(w.Office("hq"), "lost@"+Domain)   // must fail: watched by write itself
 		x.write(w.Office("brno"), "kept@"+Domain) // must succeed
 		if x.writes["lost@"+Domain] || !x.writes["kept@"+Domain] {
@@ -234,6 +234,6 @@ var found = []struct {
 
 func TestWhatRandomScenariosFound(t *testing.T) {
 	for _, f := range found {
-		t.Run(fmt.Sprint(f.seed), func(t *testing.T) { report(t, Run(t, NewPlan(f.seed, f.nodes, f.length), nil)) })
+		t.Run(fmt.Sprint(f.seed), func(t *testing.T) { report(t, Run(t, NewPlan(f.seed, f.nodes, f.length), Watcher{})) })
 	}
 }

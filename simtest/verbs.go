@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -14,6 +15,7 @@ type Lines struct {
 	a      []netip.Addr
 	names  string
 	change func(*line)
+	ways   [][2]netip.Addr // that were changed
 }
 
 func (w *World) addrs(names []string) (out []netip.Addr) {
@@ -28,7 +30,7 @@ func (w *World) addrs(names []string) (out []netip.Addr) {
 }
 
 func (w *World) theirs(what string, offices []string, change func(*line)) *Lines {
-	return &Lines{w, what, w.addrs(offices), fmt.Sprint(offices), change}
+	return &Lines{w: w, what: what, a: w.addrs(offices), names: strings.Join(offices, ", "), change: change}
 }
 
 // Cut cuts lines of these offices: w.Cut("hq").From("plzen"). "outside" is the
@@ -54,13 +56,13 @@ func (w *World) Lossy(share float64, offices ...string) *Lines {
 
 // From changes the lines between the offices and those others, both ways.
 func (l *Lines) From(others ...string) *Lines {
-	l.w.note("%s: lines between %s and %v", l.what, l.names, others)
+	l.w.note("%s: the lines between %s and %s", l.what, l.names, strings.Join(others, ", "))
 	return l.apply(others, true)
 }
 
 // Toward changes one direction only: what the offices send to those others.
 func (l *Lines) Toward(others ...string) *Lines {
-	l.w.note("%s: what %s send to %v", l.what, l.names, others)
+	l.w.note("%s: what %s send to %s", l.what, l.names, strings.Join(others, ", "))
 	return l.apply(others, false)
 }
 
@@ -88,28 +90,103 @@ func (l *Lines) apply(others []string, both bool) *Lines {
 				s := w.lines[way]
 				l.change(&s)
 				w.lines[way] = s
+				l.ways = append(l.ways, way)
 			}
 		}
 	}
 	w.mu.Unlock()
-	w.breakConns(func(from, to netip.Addr) bool { // called with w.mu held
-		return w.lines[[2]netip.Addr{from, to}].cut || w.lines[[2]netip.Addr{to, from}].cut
-	})
+	w.keepLines(l.ways)
+	w.breakCut()
 	return l
 }
 
-// For lets time pass and heals the lines.
+// For changes the lines, to all other offices if nothing else was said, lets
+// time pass, and heals them: w.Cut("hq").For(3*time.Hour).
 func (l *Lines) For(d time.Duration) {
+	if l.ways == nil {
+		l.FromAll()
+	}
 	time.Sleep(d)
-	l.w.HealAll()
+	l.heal()
+}
+
+// Flap changes the lines, to all other offices if nothing else was said, for
+// down and heals them for up, so many times.
+func (l *Lines) Flap(down, up time.Duration, times int) {
+	if l.ways == nil {
+		l.FromAll()
+	}
+	for i := range times {
+		if i > 0 {
+			l.w.note("%s again: %s", l.what, l.names)
+			l.again()
+		}
+		time.Sleep(down)
+		l.heal()
+		time.Sleep(up)
+	}
+}
+
+// heal makes the lines that were changed as good as new.
+func (l *Lines) heal() {
+	l.w.note("the lines of %s are healed", l.names)
+	l.w.mu.Lock()
+	for _, way := range l.ways {
+		delete(l.w.lines, way)
+	}
+	l.w.mu.Unlock()
+	l.w.keepLines(l.ways)
+}
+
+// again changes the same lines as before.
+func (l *Lines) again() {
+	l.w.mu.Lock()
+	for _, way := range l.ways {
+		s := l.w.lines[way]
+		l.change(&s)
+		l.w.lines[way] = s
+	}
+	l.w.mu.Unlock()
+	l.w.keepLines(l.ways)
+	l.w.breakCut()
 }
 
 // HealAll makes all lines as good as new.
 func (w *World) HealAll() {
 	w.note("all lines are healed")
 	w.mu.Lock()
-	defer w.mu.Unlock()
+	var ways [][2]netip.Addr
+	for way := range w.lines {
+		ways = append(ways, way)
+	}
 	clear(w.lines)
+	w.mu.Unlock()
+	w.keepLines(ways)
+}
+
+// keepLines writes down which of these lines are cut now.
+func (w *World) keepLines(ways [][2]netip.Addr) {
+	name := func(a netip.Addr) string {
+		for _, o := range w.Offices {
+			if o.Addr == a {
+				return o.Name
+			}
+		}
+		return "outside"
+	}
+	for _, way := range ways {
+		w.mu.Lock()
+		cut := w.lines[way].cut || w.lines[[2]netip.Addr{way[1], way[0]}].cut
+		w.mu.Unlock()
+		w.keeper.Line(name(way[0]), name(way[1]), cut)
+	}
+}
+
+// breakCut breaks the connections over lines that are cut.
+func (w *World) breakCut() {
+	w.breakConns(func(from, to netip.Addr) bool { // called with w.mu held
+		return w.lines[[2]netip.Addr{from, to}].cut || w.lines[[2]netip.Addr{to, from}].cut
+	})
 }
 
 // Kill is a power cut at these offices, together.
@@ -144,7 +221,7 @@ func (w *World) component(o *Office) (out []*Office) {
 	out = []*Office{o}
 	for i := 0; i < len(out); i++ {
 		for _, x := range w.Offices {
-			if x.Up() && open(out[i], x) && !slices.Contains(out, x) {
+			if x.Up() && !x.apart.Load() && open(out[i], x) && !slices.Contains(out, x) {
 				out = append(out, x)
 			}
 		}

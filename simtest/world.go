@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"io"
 	mathrand "math/rand/v2"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"sync"
@@ -24,6 +23,7 @@ import (
 	"posthouse/appliance/admin"
 	"posthouse/appliance/config"
 	"posthouse/simtest/bufpipe"
+	"posthouse/simtest/record"
 )
 
 // Domain is the mail domain of every World.
@@ -36,32 +36,34 @@ type World struct {
 	Offices []*Office
 	Outside *Outside
 
-	mu    sync.Mutex
-	lines map[[2]netip.Addr]line // from, to; absent: as good as can be
-	dice  *mathrand.Rand
+	mu        sync.Mutex
+	lines     map[[2]netip.Addr]line     // from, to; absent: as good as can be
+	qualities map[[2]netip.Addr]*quality // what a line is on a good day; absent: World.Latency alone
+	dice      *mathrand.Rand
 	simnet.PerfectRouter
-	tcp   map[string]*bufpipe.Listener // by "address:port" or socket path
-	conns map[*conn]bool
-	story []string // what was done and what went wrong, for people
-	trace io.Writer
-	began time.Time
-	wrong []string // violations that watchers saw
+	tcp      map[string]*bufpipe.Listener // by "address:port" or socket path
+	conns    map[*conn]bool
+	story    []string // what was done and what went wrong, for people
+	trace    io.Writer
+	began    time.Time
+	wrong    []string // violations that watchers saw
+	checks   [1 + invariants]int
+	broken   [1 + invariants]int
+	keeper   *record.Keeper
+	token    string   // lets offices join for a month
+	founders []string // the members of the group of everybody
 
 	ledger  *Ledger
+	clock   func(time.Duration)
+	readers sync.WaitGroup
+	reading chan struct{}  // closed when readers are to end
 	wg      sync.WaitGroup // of machines that act by themselves
 	closing atomic.Bool
 }
 
-// line is one direction between two addresses.
-type line struct {
-	cut   bool
-	loss  float64       // 0 to 1
-	extra time.Duration // on top of World.Latency
-}
-
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
-	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, dice: mathrand.New(mathrand.NewPCG(1, 1)),
+	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), dice: mathrand.New(mathrand.NewPCG(1, 1)),
 		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, began: time.Now()}
 	w.Outside = newOutside(w)
 	w.ledger = newLedger(w)
@@ -91,6 +93,16 @@ func (w *World) Office(name string) *Office {
 	return nil
 }
 
+// belonging are the offices that are members of the mesh now.
+func (w *World) belonging() (out []*Office) {
+	for _, o := range w.Offices {
+		if !o.apart.Load() {
+			out = append(out, o)
+		}
+	}
+	return out
+}
+
 // Names returns the offices' names.
 func (w *World) Names() []string {
 	out := make([]string, len(w.Offices))
@@ -100,33 +112,14 @@ func (w *World) Names() []string {
 	return out
 }
 
-// SendPacket implements simnet.Router: cut lines lose everything.
-func (w *World) SendPacket(p simnet.Packet) error {
-	w.mu.Lock()
-	l := w.lines[[2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}]
-	lost := l.cut || l.loss > 0 && w.dice.Float64() < l.loss
-	w.mu.Unlock()
-	if lost {
-		return nil
-	}
-	w.PerfectRouter.SendPacket(p) // nobody there: lost, as on a real network
-	return nil
-}
-
-// latency is what a packet's line takes.
-func (w *World) latency(p simnet.Packet) time.Duration {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.Latency + w.lines[[2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}].extra
-}
-
-func udpAddr(a net.Addr) netip.Addr { return a.(*net.UDPAddr).AddrPort().Addr().Unmap() }
-
 // note writes a line of the story.
-func (w *World) note(format string, args ...any) {
+func (w *World) note(format string, args ...any) { w.write(fmt.Sprintf(format, args...), false) }
+
+func (w *World) write(text string, bad bool) {
+	w.keeper.Moment(text, bad)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	line := fmt.Sprintf("%12s  ", time.Since(w.began).Round(time.Millisecond)) + fmt.Sprintf(format, args...)
+	line := fmt.Sprintf("%12s  ", time.Since(w.began).Round(time.Millisecond)) + text
 	w.story = append(w.story, line)
 	if w.trace != nil {
 		fmt.Fprintln(w.trace, line)
@@ -134,10 +127,12 @@ func (w *World) note(format string, args ...any) {
 }
 
 // violation notes something that must never be; the test fails at its end.
-func (w *World) violation(format string, args ...any) {
-	w.note("VIOLATION: "+format, args...)
+func (w *World) violation(i Invariant, format string, args ...any) {
+	w.write(fmt.Sprintf("VIOLATION: "+format, args...), true)
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.checks[i] = max(w.checks[i], 1)
+	w.broken[i]++
 	if len(w.wrong) < 50 {
 		w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
 	}
@@ -186,15 +181,16 @@ func (w *World) explain() {
 	}
 }
 
-// Found starts all offices, founds the mesh at the first, and lets the others
-// join. Each office gets one user, named as the office.
+// Found starts all offices that are not apart, founds the mesh at the first, and
+// lets the others join. Each office gets one user, named as the office.
 func (w *World) Found() {
 	w.tb.Helper()
-	for _, o := range w.Offices {
+	offices := w.belonging()
+	for _, o := range offices {
 		o.Start()
 	}
 	w.Until("all nodes have started", time.Minute, func() bool {
-		for _, o := range w.Offices {
+		for _, o := range offices {
 			if !o.Up() || o.Status().Health.Sentence == "" || o.Status().State == "" || len(o.Status().Conditions) == 0 {
 				return false
 			}
@@ -205,27 +201,27 @@ func (w *World) Found() {
 	if _, err := first.Ops().Init(Ctx(), admin.InitRequest{Domain: Domain, AdminName: "admin", AdminPassword: "secret"}); err != nil {
 		w.tb.Fatal(err)
 	}
-	token, err := first.Ops().CreateToken(Ctx(), admin.TokenRequest{Reusable: true})
+	token, err := first.Ops().CreateToken(Ctx(), admin.TokenRequest{Reusable: true, Hours: 24 * 30})
 	if err != nil {
 		w.tb.Fatal(err)
 	}
-	for _, o := range w.Offices[1:] {
+	w.token = token.Secret
+	for _, o := range offices[1:] {
 		if err := o.Ops().Join(Ctx(), admin.JoinRequest{Target: token.Secret, At: netip.AddrPortFrom(first.Addr, 44337).String()}); err != nil {
 			w.tb.Fatal(err)
 		}
 	}
 	w.Until("all nodes serve", time.Minute, w.whole)
-	for _, o := range w.Offices {
+	for _, o := range offices {
 		password := "secret"
 		if _, err := first.Ops().CreateUser(Ctx(), admin.UserChange{Address: o.Name + "@" + Domain, Home: &o.Name, Password: &password}); err != nil {
 			w.tb.Fatal(err)
 		}
 	}
-	members := []string{}
-	for _, o := range w.Offices {
-		members = append(members, o.Name+"@"+Domain)
+	for _, o := range offices {
+		w.founders = append(w.founders, o.Name+"@"+Domain)
 	}
-	if _, err := first.Ops().PutGroup(Ctx(), admin.Group{Address: everybody, Name: "Everybody", Members: members}); err != nil {
+	if _, err := first.Ops().PutGroup(Ctx(), admin.Group{Address: everybody, Name: "Everybody", Members: w.founders}); err != nil {
 		w.tb.Fatal(err)
 	}
 	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
@@ -234,7 +230,7 @@ func (w *World) Found() {
 // Equal reports whether all running nodes have the same domain state.
 func (w *World) Equal() bool {
 	hash := ""
-	for _, o := range w.Offices {
+	for _, o := range w.belonging() {
 		if !o.Up() {
 			continue
 		}
@@ -250,13 +246,13 @@ func (w *World) Equal() bool {
 // whole reports whether all running nodes serve, see each other, agree about
 // the master, and as many vote as should.
 func (w *World) whole() bool {
-	master := ""
-	for _, o := range w.Offices {
+	master, offices := "", w.belonging()
+	for _, o := range offices {
 		if !o.Up() {
 			return false
 		}
 		s := o.Status()
-		if s.State != "serving" || s.Master == "" || len(s.Members) != len(w.Offices) || master != "" && s.Master != master {
+		if s.State != "serving" || s.Master == "" || len(s.Members) != len(offices) || master != "" && s.Master != master {
 			return false
 		}
 		master = s.Master
@@ -269,7 +265,7 @@ func (w *World) whole() bool {
 				votes++
 			}
 		}
-		if want := map[bool]int{len(w.Offices) < 3: 1, len(w.Offices) == 3 || len(w.Offices) == 4: 3, len(w.Offices) > 4: 5}[true]; votes != want {
+		if want := map[bool]int{len(offices) < 3: 1, len(offices) == 3 || len(offices) == 4: 3, len(offices) > 4: 5}[true]; votes != want {
 			return false
 		}
 	}
@@ -279,6 +275,7 @@ func (w *World) whole() bool {
 // Close ends all nodes and lets what they leave behind run out.
 func (w *World) Close() {
 	w.closing.Store(true)
+	w.stopReading()
 	w.wg.Wait()
 	for _, o := range w.Offices {
 		o.Stop()

@@ -5,20 +5,14 @@
 package config
 
 import (
-	"errors"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"reflect"
-	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
-
-	"github.com/BurntSushi/toml"
 )
 
 // Config is one node's file. The zero value of each field means its default.
@@ -92,38 +86,6 @@ func (d *Duration) UnmarshalText(b []byte) error {
 // Off closes a listening door.
 const Off = "off"
 
-// Problem is one thing wrong in a file.
-type Problem struct {
-	Key  string // "listen.smtp"
-	Line int    // 0 when the key is absent
-	Text string // what is wrong and what to write instead
-}
-
-// Problems is every thing wrong in a file, at once.
-type Problems struct {
-	File string
-	List []Problem
-}
-
-// Error lists one problem a line: "file:line: key: text".
-func (p *Problems) Error() string {
-	var b strings.Builder
-	for i, x := range p.List {
-		if i > 0 {
-			b.WriteByte('\n')
-		}
-		b.WriteString(p.File)
-		if x.Line > 0 {
-			fmt.Fprintf(&b, ":%d", x.Line)
-		}
-		if x.Key != "" {
-			b.WriteString(": " + x.Key)
-		}
-		b.WriteString(": " + x.Text)
-	}
-	return b.String()
-}
-
 // Load reads, completes and validates the file. The error of a file that can be
 // read but is wrong is *Problems.
 func Load(file string) (*Config, error) {
@@ -141,67 +103,17 @@ func Load(file string) (*Config, error) {
 // Parse reads a file's text, fills in the defaults and validates.
 func Parse(text string) (*Config, []Problem) {
 	var c Config
-	var problems []Problem
-	md, err := toml.Decode(text, &c)
-	if err != nil {
-		return nil, []Problem{problemOf(err)}
-	}
-	known := keys(reflect.TypeFor[Config](), "")
-	for _, k := range md.Undecoded() {
-		key := k.String()
-		what := "no such key"
-		if s := nearest(key, known); s != "" {
-			what += fmt.Sprintf("; did you mean %q?", s)
-		}
-		problems = append(problems, Problem{key, lineOf(text, key), what})
+	problems, ok := Decode(text, &c)
+	if !ok {
+		return nil, problems
 	}
 	c.complete()
 	for _, p := range c.Validate() {
-		p.Line = lineOf(text, p.Key)
+		p.Line = LineOf(text, p.Key, 0)
 		problems = append(problems, p)
 	}
 	slices.SortStableFunc(problems, func(a, b Problem) int { return a.Line - b.Line })
 	return &c, problems
-}
-
-// nested is how a type error inside a table prints: the library wraps its own
-// error once more and keeps the position only in the text.
-var nested = regexp.MustCompile(`(?s)^toml: line (\d+) \(last key "([^"]*)"\): (.*)$`)
-
-// problemOf turns the library's error into a Problem.
-func problemOf(err error) Problem {
-	var pe toml.ParseError
-	if errors.As(err, &pe) && pe.Position.Line > 0 {
-		return Problem{Key: pe.LastKey, Line: pe.Position.Line, Text: plain(pe.Message)}
-	}
-	if m := nested.FindStringSubmatch(err.Error()); m != nil {
-		line, _ := strconv.Atoi(m[1])
-		return Problem{Key: m[2], Line: line, Text: plain(m[3])}
-	}
-	return Problem{Text: plain(err.Error())}
-}
-
-// plain says what the library found in words for people who do not program.
-func plain(text string) string {
-	if _, to, ok := strings.Cut(text, "destination has type "); ok {
-		switch to {
-		case "string":
-			return "want text in quotes, such as \"plzen\""
-		case "int", "integer", "int64":
-			return "want a number, without quotes"
-		case "[]string", "slice":
-			return "want a list, such as [\"10.0.0.0/8\"]"
-		case "Duration", "config.Duration":
-			return "want a duration in quotes, such as \"60s\""
-		}
-	}
-	if strings.HasPrefix(text, "type mismatch") && strings.Contains(text, "expected table") {
-		return "want a table: a line with the name in brackets, such as [listen], and its keys below"
-	}
-	if text == "strings cannot contain newlines" {
-		return "the closing quote is missing"
-	}
-	return strings.TrimPrefix(text, "toml: ")
 }
 
 // complete fills in the defaults.
@@ -325,75 +237,4 @@ func validPort(s string) bool {
 		n = n*10 + int(r-'0')
 	}
 	return n > 0 && n <= 65535
-}
-
-// keys lists the dotted TOML keys of a struct type.
-func keys(t reflect.Type, prefix string) (all []string) {
-	for f := range t.Fields() {
-		name := prefix + f.Tag.Get("toml")
-		all = append(all, name)
-		if f.Type.Kind() == reflect.Struct {
-			all = append(all, keys(f.Type, name+".")...)
-		}
-	}
-	return all
-}
-
-// nearest returns the known key closest to key, or "" when none is close.
-func nearest(key string, known []string) string {
-	best, at := "", 1+len(key)/3
-	last := func(s string) string { return s[strings.LastIndexByte(s, '.')+1:] }
-	for _, k := range known {
-		if d := min(distance(key, k), distance(last(key), last(k))+1); d <= at {
-			if d < at || best == "" {
-				best, at = k, d
-			}
-		}
-	}
-	return best
-}
-
-// distance is the Levenshtein distance of a and b.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diag := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diag
-			if a[i] != b[j] {
-				cost = 1 + min(diag, row[j], row[j+1])
-			}
-			diag, row[j+1] = row[j+1], cost
-		}
-	}
-	return row[len(b)]
-}
-
-// lineOf finds the line of a dotted key, 0 when it does not stand there.
-func lineOf(text, key string) int {
-	section, want := "", key
-	table, name, dotted := "", key, false
-	if i := strings.LastIndexByte(key, '.'); i >= 0 {
-		table, name, dotted = key[:i], key[i+1:], true
-	}
-	for i, line := range strings.Split(text, "\n") {
-		line = strings.TrimSpace(line)
-		if strings.HasPrefix(line, "[") {
-			section = strings.Trim(strings.SplitN(line, "#", 2)[0], "[] \t")
-			if section == want {
-				return i + 1
-			}
-			continue
-		}
-		k, _, ok := strings.Cut(line, "=")
-		k = strings.TrimSpace(k)
-		if ok && (section == table && k == name || dotted && section == "" && k == key) {
-			return i + 1
-		}
-	}
-	return 0
 }
