@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test prove sim race fuzz lint bench bench-engines mutants help clean tools
+.PHONY: all build demo test prove sim posthouse-sim race fuzz lint bench bench-engines mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -23,8 +23,11 @@ prove: tools ## the promises on real processes in full: every power cut, flip an
 
 MINUTES ?= 10
 FROM    ?= 1
-sim: ## whole nodes in virtual time: random faults and load from seed FROM for MINUTES
-	$(GO) test ./simtest -count=1 -v -run 'TestRandom$$' -timeout 24h -args -minutes $(MINUTES) -from $(FROM) | grep -v '^ *--- PASS\|^=== RUN'
+sim: posthouse-sim ## whole nodes in virtual time: random faults and load from seed FROM for MINUTES
+	@bin/posthouse-sim random --minutes $(MINUTES) --seed $(FROM)
+
+posthouse-sim: ## bin/posthouse-sim, the simulator for people: bin/posthouse-sim help
+	$(GO) test -c -o bin/posthouse-sim ./simtest/command
 
 race: ## the tests under the race detector
 	$(GO) test -race -timeout 60m ./...
@@ -56,4 +59,4 @@ clean: ## remove what was built
 	rm -rf bin
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -41,6 +41,7 @@ func (w *World) idle(o *Office) {
 		return
 	}
 	w.ledger.shows(o.Name, int(box.NumMessages))
+	c.Caps() // the library asks for them by itself after a login, which must not meet the IDLE
 	waiting, err := c.Idle()
 	if err != nil {
 		return

@@ -57,15 +57,15 @@ func (w *World) Revoke(office string) (knew []string, err error) {
 func (w *World) Join(office, at string, limit time.Duration) error {
 	o := w.Office(office)
 	o.Start()
-	if _, ok := w.within(time.Minute, func() bool { return o.Status().State == "fresh" }); !ok {
-		return fmt.Errorf("%s did not start", office)
-	}
-	p := o.process()
-	if p == nil {
-		return fmt.Errorf("%s is down", office)
-	}
 	w.note("%s asks %s to let it join", office, at)
-	if err := p.node.Join(Ctx(), admin.JoinRequest{Target: w.token, At: netip.AddrPortFrom(w.Office(at).Addr, 44337).String()}); err != nil {
+	err := fmt.Errorf("%s is down", office)
+	w.within(time.Minute, func() bool { // until it has started
+		if p := o.process(); p != nil {
+			err = p.node.Join(Ctx(), admin.JoinRequest{Target: w.token, At: netip.AddrPortFrom(w.Office(at).Addr, 44337).String()})
+		}
+		return err == nil
+	})
+	if err != nil {
 		return fmt.Errorf("join: %w", err)
 	}
 	took, ok := w.within(limit, func() bool { return o.Status().State == string(mesh.Serving) })
@@ -251,16 +251,21 @@ func (x *player) detours(since map[[2]string]time.Time) {
 	open := func(a, b *Office) bool {
 		return w.lines[[2]netip.Addr{a.Addr, b.Addr}] == line{} && w.lines[[2]netip.Addr{b.Addr, a.Addr}] == line{}
 	}
-	offices := w.belonging()
+	var offices []*Office // asked before w.mu is taken: an office's own lock comes first
+	for _, o := range w.belonging() {
+		if o.settled() {
+			offices = append(offices, o)
+		}
+	}
 	for _, a := range offices {
 		for _, b := range offices {
 			k := [2]string{a.Name, b.Name}
 			w.mu.Lock()
 			around := a != b && w.lines[[2]netip.Addr{a.Addr, b.Addr}].cut && slices.ContainsFunc(offices, func(c *Office) bool {
-				return c != a && c != b && c.settled() && open(a, c) && open(c, b)
+				return c != a && c != b && open(a, c) && open(c, b)
 			})
 			w.mu.Unlock()
-			if !around || !a.settled() || !b.settled() || x.isMasked(a) || x.isMasked(b) {
+			if !around || x.isMasked(a) || x.isMasked(b) {
 				delete(since, k)
 				continue
 			}

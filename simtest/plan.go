@@ -98,6 +98,14 @@ var officeNames = []string{"hq", "plzen", "praha", "brno", "ostrava"}
 // faultKinds are the groups that a seed turns on or off.
 var faultKinds = []Kind{EvCut, EvSlow, EvLossy, EvKill, EvCrashAt, EvStop, EvFailSync, EvSlowDisk, EvFull, EvShut, EvTransfer}
 
+// RandomPlan is the plan of a seed; with 0 nodes, two, three and five in turns.
+func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
+	if nodes == 0 {
+		nodes = []int{3, 5, 3, 5, 2}[seed%5]
+	}
+	return NewPlan(seed, nodes, length)
+}
+
 // NewPlan derives the scenario of a seed. Each concern has a generator of its
 // own, so that a change in one leaves the others' choices alone.
 func NewPlan(seed uint64, nodes int, length time.Duration) Plan {

@@ -213,6 +213,12 @@ func (w *World) Start(offices ...string) {
 // component returns the running offices that are connected with this one both
 // ways, directly or through others, as far as lines and power go.
 func (w *World) component(o *Office) (out []*Office) {
+	var up []*Office // asked before w.mu is taken: an office's own lock comes first
+	for _, x := range w.belonging() {
+		if x.Up() {
+			up = append(up, x)
+		}
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	open := func(a, b *Office) bool {
@@ -220,8 +226,8 @@ func (w *World) component(o *Office) (out []*Office) {
 	}
 	out = []*Office{o}
 	for i := 0; i < len(out); i++ {
-		for _, x := range w.Offices {
-			if x.Up() && !x.apart.Load() && open(out[i], x) && !slices.Contains(out, x) {
+		for _, x := range up {
+			if open(out[i], x) && !slices.Contains(out, x) {
 				out = append(out, x)
 			}
 		}

@@ -1,0 +1,105 @@
+package command
+
+import (
+	"flag"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"posthouse/simtest"
+	"posthouse/simtest/record"
+)
+
+// random plays random plans, seed after seed.
+func random(t *testing.T, args []string, term Terminal) (int, error) {
+	var seeds, nodes int
+	var seed uint64
+	var minutes float64
+	var length time.Duration
+	var story, trace bool
+	_, err := flags("random", args, 0, func(f *flag.FlagSet) {
+		f.IntVar(&seeds, "seeds", 10, "")
+		f.Uint64Var(&seed, "seed", 1, "")
+		f.Float64Var(&minutes, "minutes", 0, "")
+		f.IntVar(&nodes, "nodes", 0, "")
+		f.DurationVar(&length, "length", 5*time.Minute, "")
+		f.BoolVar(&story, "story", false, "")
+		f.BoolVar(&trace, "trace", false, "")
+	})
+	if err != nil {
+		return 0, err
+	}
+	if nodes != 0 && (nodes < 2 || nodes > 5) {
+		return 0, misuse("random: --nodes is 2 to 5")
+	}
+	if length < time.Second || seeds < 1 || minutes < 0 {
+		return 0, misuse("random: --length, --seeds and --minutes are more than nothing")
+	}
+	var watcher simtest.Watcher
+	if trace {
+		watcher.Trace = term.Err
+	}
+	sum := &totals{began: time.Now(), faults: map[simtest.Kind]int{}}
+	for first := seed; ; seed++ {
+		if minutes > 0 && time.Since(sum.began).Minutes() >= minutes || minutes == 0 && seed >= first+uint64(seeds) {
+			break
+		}
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			r := simtest.Run(t, simtest.RandomPlan(seed, nodes, length), watcher)
+			sum.add(r)
+			if len(r.Violations) > 0 || story {
+				tell(term.Out, r)
+			}
+		})
+	}
+	sum.print(term.Out)
+	if sum.wrong > 0 || t.Failed() {
+		return broken, nil
+	}
+	return held, nil
+}
+
+// tell prints one seed's story, and what went wrong in it.
+func tell(w io.Writer, r simtest.Result) {
+	fmt.Fprintf(w, "seed %d, %d offices, faults %v:\n%s\n", r.Plan.Seed, len(r.Plan.Offices), r.Plan.Kinds, strings.Join(r.Story, "\n"))
+	if len(r.Violations) > 0 {
+		fmt.Fprintf(w, "\nlast minute:\n%s\n\n", strings.Join(r.Logs, "\n"))
+	}
+	for _, v := range r.Violations {
+		fmt.Fprintf(w, "  ✗ seed %d: %s\n", r.Plan.Seed, v)
+	}
+}
+
+// totals sums seeds up.
+type totals struct {
+	began          time.Time
+	seeds, wrong   int
+	virtual, nodes time.Duration
+	mail           record.Mail
+	faults         map[simtest.Kind]int
+}
+
+func (s *totals) add(r simtest.Result) {
+	s.seeds++
+	s.wrong += len(r.Violations)
+	s.virtual += r.Virtual
+	s.nodes += r.Virtual * time.Duration(len(r.Plan.Offices))
+	s.mail.Sent += r.Mail.Sent
+	s.mail.Taken += r.Mail.Taken
+	for k, n := range r.Faults {
+		s.faults[k] += n
+	}
+}
+
+func (s *totals) print(w io.Writer) {
+	took := time.Since(s.began)
+	fmt.Fprintf(w, "%d seeds, %.1f virtual hours (%.1f node-hours) in %v: %.2f virtual hours a minute; %d recipients sent, %d taken; %d violations\n",
+		s.seeds, s.virtual.Hours(), s.nodes.Hours(), took.Round(time.Second), s.virtual.Hours()/took.Minutes(), s.mail.Sent, s.mail.Taken, s.wrong)
+	for _, k := range slices.Sorted(maps.Keys(s.faults)) {
+		fmt.Fprintf(w, "  %-10s %d\n", k, s.faults[k])
+	}
+}
