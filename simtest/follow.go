@@ -27,7 +27,7 @@ func (w *World) read(o *Office) {
 // idle reads until the session ends or nobody follows any more. Whatever goes
 // wrong ends it; probes and the last look say what must work.
 func (w *World) idle(o *Office) {
-	c, err := w.login(o.Name, "secret", &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
+	c, err := w.login(o.Name, o.Name, "secret", &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
 		if d.NumMessages != nil {
 			w.ledger.shows(o.Name, int(*d.NumMessages))
 		}
