@@ -133,7 +133,7 @@ func (n *Node) Join(_ context.Context, r admin.JoinRequest) error {
 	if phase != mesh.Fresh && phase != mesh.Joining {
 		return admin.Errorf(admin.Conflict, "mesh.member", "This node is %s: it belongs to a mesh already.", phase)
 	}
-	in := joining.Intent{Target: strings.TrimSpace(r.Target), At: r.At, Admin: r.Admin, Password: r.Password}
+	in := joining.Intent{Target: strings.TrimSpace(r.Target), At: r.At, Admin: r.Admin, Password: r.Password, Member: r.Member}
 	if in.Target == "" {
 		return admin.Errorf(admin.Usage, "join.target", "Say which mesh: a name such as mail.company.com, or a token.")
 	}
@@ -178,7 +178,7 @@ func (n *Node) join(ctx context.Context, in joining.Intent) {
 	j := &joining.Joiner{
 		Key: n.key,
 		Self: func() joining.Request {
-			return joining.Request{Node: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Addresses: n.addresses(), Software: n.version, Level: domain.Level, Seal: n.key.SealKey()}
+			return joining.Request{Node: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Addresses: n.addresses(), Software: n.version, Level: domain.Level, Seal: n.key.SealKey(), Plain: in.Member}
 		},
 		SRV: n.lookUpSRV, Host: n.env.Resolver.LookupHost, Dial: n.dialDoor,
 		Progress: func(line string) { n.joinLine(line) },
@@ -348,7 +348,7 @@ func (n *Node) admit(ctx context.Context, key mesh.KeyHash, q *joining.Request, 
 	if len(addrs) == 0 {
 		addrs = []string{from.String()}
 	}
-	admission := &domain.AdmitNode{ID: q.Node, Name: q.Name, Host: q.Host, Key: key, Addresses: addrs, Voter: true, Version: q.Software, Level: q.Level, Token: token, Seal: q.Seal}
+	admission := &domain.AdmitNode{ID: q.Node, Name: q.Name, Host: q.Host, Key: key, Addresses: addrs, Voter: !q.Plain, Version: q.Software, Level: q.Level, Token: token, Seal: q.Seal}
 	if token.IsZero() && actor == "" {
 		return n.apply(ctx, key, q, addrs)
 	}
@@ -394,7 +394,7 @@ func (n *Node) apply(ctx context.Context, key mesh.KeyHash, q *joining.Request, 
 		}
 	}
 	code := identity.ComparisonCode(key, n.key.Hash())
-	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Node: q.Node, Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code, Seal: q.Seal})
+	r, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.AskAdmission{ID: newID(), Node: q.Node, Key: key, Name: q.Name, Host: q.Host, Addresses: addrs, Code: code, Seal: q.Seal, Plain: q.Plain})
 	if err != nil {
 		return verdict(r, err)
 	}

@@ -109,7 +109,7 @@ func (n *Node) Approve(ctx context.Context, id string) error {
 	if p.Node == 0 || p.Seal.IsZero() {
 		return admin.Errorf(admin.Conflict, "pending.old", "That application does not say which node it is from: have %s ask again.", p.Name)
 	}
-	admission := &domain.AdmitNode{ID: p.Node, Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: true, Level: 1, Pending: p.ID, Seal: p.Seal}
+	admission := &domain.AdmitNode{ID: p.Node, Name: p.Name, Host: p.Host, Key: p.Key, Addresses: p.Addresses, Voter: !p.Plain, Level: 1, Pending: p.ID, Seal: p.Seal}
 	_, err = n.propose(ctx, admission)
 	return err
 }

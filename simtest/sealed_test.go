@@ -206,8 +206,8 @@ func (w *World) authority(t *testing.T, office string) *x509.Certificate {
 	return chain[1]
 }
 
-func TestAnyCandidateSignsForClients(t *testing.T) {
-	founded(t, []string{"hq", "plzen", "praha", "brno"}, 3, func(t *testing.T, w *World) {
+func TestAnyCandidateSignsForClientsAndChecksAnAdminsPassword(t *testing.T) {
+	founded(t, []string{"hq", "plzen", "praha", "brno", "cheb"}, 3, func(t *testing.T, w *World) {
 		ca := w.authority(t, "hq")
 		token, err := w.Office("hq").Ops().CreateToken(Ctx(), admin.TokenRequest{Member: true})
 		if err != nil {
@@ -217,13 +217,31 @@ func TestAnyCandidateSignsForClients(t *testing.T) {
 		w.Kill("hq") // the founder, for good
 		w.Until("another node leads", time.Minute, func() bool { m := w.Office("plzen").Status().Master; return m != "" && m != "hq" })
 		w.join(t, "brno", admin.JoinRequest{Target: token.Secret, At: netip.AddrPortFrom(w.Office("plzen").Addr, 44337).String()})
-		w.Until("brno serves", time.Minute, func() bool { return w.Office("brno").Status().State == serving && w.Equal() })
+		w.Until("brno serves", time.Minute, func() bool {
+			return w.Office("brno").Status().State == serving && w.Office("brno").Status().StateHash == w.Office("plzen").Status().StateHash
+		})
 		w.userAt(t, "brno")
 		w.Until("brno has its certificate", time.Minute, func() bool {
 			return w.Office("brno").condition("tls.certificate") == "" && w.submits("brno", "brno", "secret") == ""
 		})
 		if got := w.authority(t, "brno"); !got.Equal(ca) {
 			t.Errorf("brno's certificate is from %s", got.Subject)
+		}
+		// The admin's home is gone too: a candidate judges, a plain member says who does.
+		at := func(office string) admin.JoinRequest {
+			return admin.JoinRequest{Target: w.door(office), Admin: "admin@" + Domain, Password: "secret", Member: true}
+		}
+		cheb := w.Office("cheb")
+		w.join(t, "cheb", at("brno"))
+		w.Until("brno says who checks passwords", time.Minute, func() bool {
+			said := strings.Join(cheb.Status().JoinProgress, "\n")
+			return strings.Contains(said, "join.not-here") && strings.Contains(said, "plzen."+Domain)
+		})
+		w.join(t, "cheb", at("praha"))
+		w.Until("cheb serves", time.Minute, func() bool { return cheb.Status().State == serving && w.Equal() })
+		w.everybody(t, []string{"cheb"}, []string{"brno", "plzen"})
+		if said := w.submits("cheb", "admin", "secret"); !strings.Contains(said, "454") {
+			t.Errorf("cheb, a plain member, judges itself: %q", said)
 		}
 	})
 }

@@ -157,6 +157,7 @@ type JoinRequest struct {
 	At       string `json:"at,omitempty"`    // with a token: where to knock, when DNS does not tell
 	Admin    string `json:"admin,omitempty"` // third door: a mesh admin's address
 	Password string `json:"password,omitempty"`
+	Member   bool   `json:"member,omitempty"` // as a plain member, see TokenRequest
 }
 
 // TokenRequest asks for a join token.

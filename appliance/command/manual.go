@@ -17,7 +17,8 @@ posthouse members`, `  posthouse version`},
   posthouse init company.com --admin anna --postmaster it@company.com < password.txt`},
 	"posthouse join": {``, `  posthouse join mail.company.com
   posthouse join PH1-… --at mail.company.com
-  posthouse join mail.company.com --admin anna@company.com`},
+  posthouse join mail.company.com --admin anna@company.com
+  posthouse join mail.company.com --member`},
 	"posthouse serve": {``, `  posthouse serve
   posthouse serve --config /etc/posthouse/posthouse.toml
   systemctl start posthouse        the same, as a service`},

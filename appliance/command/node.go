@@ -83,6 +83,7 @@ this command ends. Three doors:
 			}
 			return a.followJoin(c.Context(), n)
 		})}
+	c.Flags().BoolVar(&r.Member, "member", false, "never lead, and keep no other office's secrets")
 	c.Flags().StringVar(&r.At, "at", "", "with a token: host or host:port where the mesh answers")
 	c.Flags().StringVar(&r.Admin, "admin", "", "a mesh admin's address")
 	c.Flags().StringVar(&r.Password, "password", "", "the admin's password; asked for when absent")

@@ -57,6 +57,7 @@ type Intent struct {
 	At       string `json:"at,omitempty"`       // where to knock with a token
 	Admin    string `json:"admin,omitempty"`    // the admin's door
 	Password string `json:"password,omitempty"` // never stored
+	Member   bool   `json:"member,omitempty"`   // no candidate
 }
 
 // Session is a stream to a door.

@@ -45,6 +45,9 @@ type Request struct {
 	// Seal is the key to which the mesh seals secrets for the node. It needs no
 	// proof of its own: the session proves who says it.
 	Seal mesh.SealKey `cbor:"12,keyasint"`
+	// Plain asks to be let in without the right to lead, and without what the
+	// nodes that may lead hold.
+	Plain bool `cbor:"13,keyasint,omitempty"`
 }
 
 // Answer is what the mesh says.

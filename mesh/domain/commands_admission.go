@@ -92,6 +92,7 @@ type AskAdmission struct {
 	Code      string       `cbor:"6,keyasint,omitempty"`
 	Node      mesh.NodeID  `cbor:"7,keyasint,omitempty"` // what it calls itself already, and will be called
 	Seal      mesh.SealKey `cbor:"8,keyasint"`
+	Plain     bool         `cbor:"9,keyasint,omitempty"` // wants to be no candidate
 }
 
 func (*AskAdmission) kind() Kind { return KindAskAdmission }
@@ -125,7 +126,7 @@ func (b *AskAdmission) apply(s *state, c *Command) (Result, string) {
 	if s.pending[b.ID] != nil {
 		return no(Conflict, "that application exists"), ""
 	}
-	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Node: b.Node, Seal: b.Seal, Asked: c.At, Expires: c.At + pendingLife}
+	s.pending[b.ID] = &Pending{ID: b.ID, Key: b.Key, Name: b.Name, Host: b.Host, Addresses: b.Addresses, Code: b.Code, Node: b.Node, Seal: b.Seal, Plain: b.Plain, Asked: c.At, Expires: c.At + pendingLife}
 	s.changed |= Applications
 	return Result{}, fmt.Sprintf("%s asks to be admitted", b.Name)
 }

@@ -325,8 +325,11 @@ func TestJoinIsExact(t *testing.T) {
 		t.Error("a plain token made a candidate")
 	}
 
-	ask := &AskAdmission{ID: id(60), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb", Code: "123-456"}
+	ask := &AskAdmission{ID: id(60), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb", Code: "123-456", Plain: true}
 	r.ok(ask)
+	if x, _ := r.m.Pending(id(60)); !x.Plain {
+		t.Error("it is forgotten what was asked for")
+	}
 	r.ok(&AskAdmission{ID: id(61), Key: key(57), Seal: mesh.SealKey{1}, Name: "cheb"})
 	if n := len(r.m.Applications()); n != 1 {
 		t.Errorf("%d applications", n)

@@ -232,6 +232,7 @@ type Pending struct {
 	By        string       `cbor:"11,keyasint,omitempty"`
 	Node      mesh.NodeID  `cbor:"12,keyasint,omitempty"` // as the node asks for; surely its own once approved
 	Seal      mesh.SealKey `cbor:"13,keyasint"`
+	Plain     bool         `cbor:"14,keyasint,omitempty"` // wants to be no candidate
 }
 
 // StateAt is State, with an open application seen as expired after its time.

@@ -74,3 +74,23 @@ func TestASharedPairOpensWhatWasSealedToIt(t *testing.T) {
 		t.Error("sealed to a key of low order")
 	}
 }
+
+func BenchmarkSealAndOpen(b *testing.B) {
+	k, _ := Generate(rand.Reader)
+	secret := make([]byte, 97) // a verifier
+	b.Run("seal", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := Seal(k.SealKey(), "verifier", secret); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+	box, _ := Seal(k.SealKey(), "verifier", secret)
+	b.Run("open", func(b *testing.B) {
+		for b.Loop() {
+			if _, err := k.Open("verifier", box); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
