@@ -233,6 +233,7 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 		p.moved(now, dest, l, r, a, &c)
 	default: // Deferred, and whatever a carrier may invent
 		if now-l.Accepted >= p.life(dest) {
+			c.Last = p.expired(dest, &res, "")
 			p.fail(l, r, &c)
 			break
 		}
@@ -283,8 +284,7 @@ func (p *Policy) tick(now time.Duration, dest transport.Destination, l *row, r *
 	case r.State != Waiting:
 		return c, false
 	case age >= p.life(dest) && !(inMesh(dest) && ev.Unanswered && ev.Member):
-		c.Last = &transport.Result{Outcome: transport.Failed, Code: r.Last.Code, Enhanced: "5.4.7",
-			Text: "not delivered within " + days(p.life(dest)) + "; last heard: " + words(&r.Last, ev.Reason), By: r.Last.By}
+		c.Last = p.expired(dest, &r.Last, ev.Reason)
 		p.fail(l, r, &c)
 		return c, true
 	case age >= p.DelayAfter && !r.Delayed:
@@ -295,6 +295,12 @@ func (p *Policy) tick(now time.Duration, dest transport.Destination, l *row, r *
 		return c, true
 	}
 	return c, false
+}
+
+// expired is the final result of who was not delivered in time.
+func (p *Policy) expired(dest transport.Destination, last *transport.Result, reason string) *transport.Result {
+	return &transport.Result{Outcome: transport.Failed, Code: last.Code, Enhanced: "5.4.7",
+		Text: "not delivered within " + days(p.life(dest)) + "; last heard: " + words(last, reason), By: last.By}
 }
 
 // nextTick returns when tick would next change something, or 0 for never.

@@ -188,3 +188,16 @@ func TestClockNeverRunsAheadOfWhatPassed(t *testing.T) {
 		})
 	}
 }
+
+func TestWhatIsGivenUpOnAnAnswerIsFinalForItsOrigin(t *testing.T) {
+	p := Policy{}.withDefaults()
+	l := &row{ID: msgID(1), From: anna, Origin: transport.OriginSubmission, Keeper: plzen, Rcpts: []rcpt{{State: Waiting, R: transport.Recipient{Address: "x@far.example"}}}}
+	ev := event{Kind: evAnswers, Answers: []answer{{Result: transport.Result{Outcome: transport.Deferred, Code: 451, Text: "not now"}}}}
+	cs := p.Step(p.OutsideLife, toFar, l, ev, func() float64 { return 0 })
+	if len(cs) != 1 || cs[0].State != Done || cs[0].Last.Outcome != transport.Failed || cs[0].Add != owesFailed|owesFinal {
+		t.Fatalf("decided %+v, last %+v", cs, cs[0].Last)
+	}
+	if want := "not delivered within 5 days; last heard: not now"; cs[0].Last.Text != want {
+		t.Errorf("says %q, want %q", cs[0].Last.Text, want)
+	}
+}
