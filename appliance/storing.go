@@ -25,7 +25,7 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
-	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Fuller: n.notify, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
+	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Self: n.id, Fuller: n.notify, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
 		home, version, _ := n.state.Home(m)
 		return home, version
 	}})

@@ -208,8 +208,13 @@ func (s *Store) claimAll(d *Delivery, p *Pending) (list []todo, err error) {
 			abandon()
 			return nil, err
 		}
-		if before {
+		if before { // also where it has moved since: the answer was lost
 			s.claims.drop(c)
+			continue
+		}
+		if s.elsewhere(id) {
+			s.claims.abandon(c)
+			p.results[i] = s.moved(id)
 			continue
 		}
 		mine[mb] = c
@@ -225,6 +230,15 @@ var (
 	resultMany      = transport.Result{Outcome: transport.Deferred, Code: 452, Enhanced: "4.5.3", Text: "Too many recipients at once"}
 	resultAgain     = transport.Result{Outcome: transport.Deferred, Code: 451, Enhanced: "4.3.0", Text: "Another delivery of this message failed, try again"}
 )
+
+// elsewhere reports whether this node knows another home of a mailbox.
+func (s *Store) elsewhere(id mesh.MailboxID) bool {
+	if s.opt.Home == nil {
+		return false
+	}
+	home, _ := s.opt.Home(id)
+	return home != 0 && home != s.opt.Self
+}
 
 func (s *Store) moved(id mesh.MailboxID) transport.Result {
 	r := transport.Result{Outcome: transport.Moved, Code: 451, Enhanced: "4.4.0", Text: "Mailbox is not homed here"}

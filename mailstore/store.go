@@ -20,8 +20,12 @@ import (
 type Options struct {
 	// Quota returns the limit of a mailbox in bytes, 0 for none. Nil: none.
 	Quota func(mesh.MailboxID) int64
-	// Home returns where this node believes a mailbox to live that is not here,
-	// and the version of that belief, for the Moved results. Nil: unknown.
+	// Self is this node, as Home names it.
+	Self mesh.NodeID
+	// Home returns where this node believes a mailbox to live, and the version
+	// of that belief; zero: unknown. What lives elsewhere takes no mail here,
+	// although its folders may still be on this disk: the result is Moved. Nil:
+	// whatever is here lives here.
 	Home func(mesh.MailboxID) (home mesh.NodeID, version uint64)
 	// Now is the wall clock. Nil: time.Now.
 	Now func() time.Time

@@ -282,6 +282,32 @@ func TestRepeatsThatComeTogetherGiveOneCopy(t *testing.T) {
 	}
 }
 
+func TestAFormerHomeTakesNoMailAndStillAnswersForWhatItTook(t *testing.T) {
+	home := mesh.NodeID(1)
+	w := newWorld(t, mailstore.Options{Self: 1, Home: func(mesh.MailboxID) (mesh.NodeID, uint64) { return home, 7 }})
+	w.create(1)
+	w.create(2)
+	id := w.newID()
+	if rs, err := w.s.Deliver(t.Context(), w.delivery(id, text("before"), 1)); err != nil || outcomes(rs) != "delivered" {
+		t.Fatal(rs, err)
+	}
+	home = 2
+	if rs, err := w.s.Deliver(t.Context(), w.delivery(id, text("before"), 1)); err != nil || outcomes(rs) != "delivered" {
+		t.Fatal("a repeat:", rs, err)
+	}
+	rs := w.deliver("after", 1, 2)
+	if outcomes(rs) != "moved moved" || rs[0].Home != 2 || rs[0].Version != 7 {
+		t.Fatal(rs)
+	}
+	if st, _ := w.folder(1, "INBOX").Status(); st.Messages != 1 {
+		t.Fatalf("%d messages", st.Messages)
+	}
+	home = 1
+	if rs := w.deliver("back again", 1); outcomes(rs) != "delivered" {
+		t.Fatal(rs)
+	}
+}
+
 func TestTheHomeSetsReturnPathAndDropsForeignOnes(t *testing.T) {
 	w := newWorld(t, mailstore.Options{})
 	w.create(1)
