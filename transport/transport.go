@@ -125,6 +125,9 @@ type Recipient struct {
 	Bounces string `cbor:"5,keyasint,omitempty"`
 	// Detail is the sub-address ("+tag") that was cut, or "".
 	Detail string `cbor:"6,keyasint,omitempty"`
+	// Delayed says that the sender was told of the delay already, by a node that
+	// had this recipient before: it is told once.
+	Delayed bool `cbor:"7,keyasint,omitempty"`
 }
 
 // Key identifies the recipient within its message for deduplication: the

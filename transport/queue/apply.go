@@ -199,7 +199,7 @@ func (e *edit) accept(rec log.Record, m *acceptMeta) error {
 	for _, l := range m.Legs {
 		r := fresh()
 		for _, rc := range l.Rcpts {
-			x := rcpt{N: n, R: rc, State: Waiting}
+			x := rcpt{N: n, R: rc, State: Waiting, Delayed: rc.Delayed}
 			if rec.Compacted { // without the view, what became of it is not known: a person decides
 				x.State = Held
 			}

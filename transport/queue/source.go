@@ -106,7 +106,9 @@ func (s *source) take(ctx context.Context) (out *transport.Leg, wake <-chan stru
 	for _, n := range l.handed {
 		for i := range r.Rcpts {
 			if r.Rcpts[i].N == n {
-				out.Rcpts = append(out.Rcpts, r.Rcpts[i].R)
+				rc := r.Rcpts[i].R
+				rc.Delayed = rc.Delayed || r.Rcpts[i].Delayed
+				out.Rcpts = append(out.Rcpts, rc)
 				out.Attempts = max(out.Attempts, r.Rcpts[i].Attempts)
 			}
 		}
