@@ -252,20 +252,11 @@ func (q *Queue) routeAnew(ctx context.Context) {
 func (q *Queue) reports(ctx context.Context) {
 	for ctx.Err() == nil {
 		q.mu.Lock()
-		var todo []legName
-		for n := range q.owed {
-			todo = append(todo, n)
-		}
+		todo := inOrder(q.owed)
 		q.mu.Unlock()
 		if len(todo) == 0 {
 			return
 		}
-		slices.SortFunc(todo, func(a, b legName) int {
-			if a.seq != b.seq {
-				return int(int64(a.seq) - int64(b.seq))
-			}
-			return slices.Compare(destKey(a.dest), destKey(b.dest))
-		})
 		made := 0
 		for _, n := range todo {
 			ok, err := q.report(ctx, n)

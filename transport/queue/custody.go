@@ -120,7 +120,8 @@ func (q *Queue) decideKept(ctx context.Context, origin mesh.NodeID, id transport
 	if err != nil {
 		return err
 	}
-	for n, ns := range at {
+	for _, n := range inOrder(at) {
+		ns := at[n]
 		err := q.settle(ctx, n, func(now time.Duration, r *row) (cs []change) {
 			if r.Keeper != origin || r.ID != id {
 				return nil
@@ -227,15 +228,9 @@ func (q *Queue) indexed(m map[mesh.NodeID]map[legName]struct{}, origin mesh.Node
 		q.mu.Unlock()
 		return err
 	}
-	var ns []legName
-	for n := range m[origin] {
-		ns = append(ns, n)
-	}
+	ns := inOrder(m[origin])
 	now := q.clock.now()
 	q.mu.Unlock()
-	slices.SortFunc(ns, func(a, b legName) int {
-		return cmp.Or(cmp.Compare(a.seq, b.seq), slices.Compare(destKey(a.dest), destKey(b.dest)))
-	})
 	for _, n := range ns {
 		r, err := q.peek(n)
 		if err != nil {
@@ -246,6 +241,18 @@ func (q *Queue) indexed(m map[mesh.NodeID]map[legName]struct{}, origin mesh.Node
 		}
 	}
 	return nil
+}
+
+// inOrder returns the legs of a map, oldest first.
+func inOrder[T any](m map[legName]T) []legName {
+	ns := make([]legName, 0, len(m))
+	for n := range m {
+		ns = append(ns, n)
+	}
+	slices.SortFunc(ns, func(a, b legName) int {
+		return cmp.Or(cmp.Compare(a.seq, b.seq), slices.Compare(destKey(a.dest), destKey(b.dest)))
+	})
+	return ns
 }
 
 // peek reads a leg as it stands now.
@@ -284,7 +291,8 @@ func (q *Queue) Told(ctx context.Context, origin mesh.NodeID, fs []transport.Fin
 		if err != nil {
 			return err
 		}
-		for n, ns := range at {
+		for _, n := range inOrder(at) {
+			ns := at[n]
 			err := q.settle(ctx, n, func(_ time.Duration, r *row) (cs []change) {
 				for i := range r.Rcpts {
 					if x := &r.Rcpts[i]; r.Keeper == origin && slices.Contains(ns, x.N) && x.Owes&owesFinal != 0 {
