@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test prove sim posthouse-sim race fuzz lint bench bench-engines mutants help clean tools
+.PHONY: all build demo test prove sim sim-deciders posthouse-sim race fuzz lint bench bench-engines mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -23,7 +23,11 @@ prove: tools ## the promises on real processes in full: every power cut, flip an
 
 MINUTES ?= 10
 FROM    ?= 1
-sim: posthouse-sim ## whole nodes in virtual time: random faults and load from seed FROM for MINUTES
+SEEDS   ?=
+sim-deciders: ## days of the deciders alone, bit for bit: SEEDS of them from seed FROM, else for MINUTES
+	$(GO) test ./simtest/deciders -count=1 -v -run 'TestDays$$' -timeout 24h -args $(if $(SEEDS),-seeds $(SEEDS),-minutes $(MINUTES)) -from $(FROM)
+
+sim: sim-deciders posthouse-sim ## the deciders, then whole nodes in virtual time: random faults and load from seed FROM for MINUTES
 	@bin/posthouse-sim random --minutes $(MINUTES) --seed $(FROM)
 
 posthouse-sim: ## bin/posthouse-sim, the simulator for people: bin/posthouse-sim help

@@ -1,0 +1,217 @@
+package deciders
+
+import (
+	"flag"
+	"fmt"
+	"maps"
+	"os"
+	"runtime"
+	"runtime/pprof"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Flags: go test ./simtest/deciders -run TestDays -v -args -seeds 1000 -from 1
+var (
+	seeds   = flag.Int("seeds", 200, "days to play")
+	from    = flag.Uint64("from", 1, "first seed")
+	minutes = flag.Float64("minutes", 0, "play days for so long instead, in real time")
+	told    = flag.Bool("story", false, "print the timeline of the first seed that fails")
+	profile = flag.String("profile", "", "write a profile of the processor's time there")
+)
+
+// found are the seeds that once showed something, each with the least plan that
+// shows it, and what it was. A plan is kept as the places of its faults and of
+// its messages in the seed's own plan; nil: all of them.
+var found = []struct {
+	name   string
+	seed   uint64
+	faults []int
+	load   []int
+}{
+	{"a delay was told by the origin, and again by the gateway", 45, nil, nil},
+	{"what a gateway gave up on a 451 was never final for its origin", 144, nil, nil},
+	{"the same, of two messages", 546, nil, nil},
+	{"a former home took mail although it knew the new one", 2309, nil, nil},
+	{"the same, by a local leg", 2657, nil, nil},
+	{"the same, of a report", 2989, nil, nil},
+}
+
+// kept returns the plan of a line of found.
+func kept(seed uint64, faults, load []int) Plan {
+	p := NewPlan(seed)
+	if faults != nil {
+		p.Faults = choose(p.Faults, faults)
+	}
+	if load != nil {
+		p.Load = choose(p.Load, load)
+	}
+	return p
+}
+
+func choose[T any](list []T, at []int) (out []T) {
+	for _, i := range at {
+		out = append(out, list[i])
+	}
+	return out
+}
+
+// total adds up what runs showed.
+type total struct {
+	mu                            sync.Mutex
+	seeds, events, taken, reports int
+	virtual                       time.Duration
+	faults                        map[Kind]int
+	failed                        []*Result
+	began                         time.Time
+}
+
+func (a *total) add(r *Result) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.seeds++
+	a.events += r.Events
+	a.taken += r.Taken
+	a.reports += r.Reports
+	a.virtual += r.Virtual
+	for k, n := range r.Faults {
+		a.faults[k] += n
+	}
+	if len(r.Violations) > 0 {
+		a.failed = append(a.failed, r)
+	}
+}
+
+func (a *total) String() string {
+	took := time.Since(a.began)
+	s := fmt.Sprintf("%d seeds, %.0f a minute; %.0f virtual hours a real minute; %d messages taken, %d failures reported, %d events; %d violations\nfaults:",
+		a.seeds, float64(a.seeds)/took.Minutes(), a.virtual.Hours()/took.Minutes(), a.taken, a.reports, a.events, len(a.failed))
+	for _, k := range slices.Sorted(maps.Keys(a.faults)) {
+		s += fmt.Sprintf(" %s %d", k, a.faults[k])
+	}
+	return s
+}
+
+// many plays plans on all processors until next has no more.
+func many(next func(k int) (Plan, bool)) *total {
+	a := &total{faults: map[Kind]int{}, began: time.Now()}
+	var wg sync.WaitGroup
+	var mu sync.Mutex
+	k := 0
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				mu.Lock()
+				p, ok := next(k)
+				k++
+				mu.Unlock()
+				if !ok {
+					return
+				}
+				a.add(Run(p, Options{}))
+			}
+		})
+	}
+	wg.Wait()
+	slices.SortFunc(a.failed, func(x, y *Result) int { return int(int64(x.Plan.Seed) - int64(y.Plan.Seed)) })
+	return a
+}
+
+func TestDays(t *testing.T) {
+	if *profile != "" {
+		f, err := os.Create(*profile)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		if err := pprof.StartCPUProfile(f); err != nil {
+			t.Fatal(err)
+		}
+		defer pprof.StopCPUProfile()
+	}
+	began := time.Now()
+	a := many(func(k int) (Plan, bool) {
+		if *minutes > 0 {
+			if time.Since(began).Minutes() > *minutes {
+				return Plan{}, false
+			}
+		} else if k >= *seeds {
+			return Plan{}, false
+		}
+		return NewPlan(*from + uint64(k)), true
+	})
+	t.Log(a)
+	for i, r := range a.failed {
+		t.Errorf("seed %d: %s", r.Plan.Seed, strings.Join(r.Violations, "\n"))
+		if i == 0 {
+			explain(t, r.Plan)
+		}
+	}
+}
+
+// explain shrinks a plan that fails and prints what a person needs.
+func explain(t *testing.T, p Plan) {
+	t.Helper()
+	least := Shrink(p, 150)
+	t.Logf("the least that still fails, for found in deciders_test.go: {\"\", %d, %s, %s}\n%s", p.Seed,
+		places(p.Faults, least.Faults, func(f Fault) string { return f.String() }), places(p.Load, least.Load, func(l Load) string { return fmt.Sprintf("%+v", l) }), least)
+	if *told {
+		t.Log(strings.Join(Run(least, Options{Timeline: true}).Timeline, "\n"))
+	}
+}
+
+func places[T any](all, some []T, name func(T) string) string {
+	at := []string{}
+	i := 0
+	for k, x := range all {
+		if i < len(some) && name(x) == name(some[i]) {
+			at = append(at, fmt.Sprint(k))
+			i++
+		}
+	}
+	return "[]int{" + strings.Join(at, ", ") + "}"
+}
+
+func TestWhatDaysFoundStaysMended(t *testing.T) {
+	a := many(func(k int) (Plan, bool) {
+		if k >= len(found) {
+			return Plan{}, false
+		}
+		return kept(found[k].seed, found[k].faults, found[k].load), true
+	})
+	for _, r := range a.failed {
+		t.Errorf("seed %d: %s", r.Plan.Seed, strings.Join(r.Violations, "\n"))
+	}
+}
+
+func TestASeedIsTheSameDayBitForBit(t *testing.T) {
+	for seed := range uint64(16) {
+		var sums [3]uint64
+		var wg sync.WaitGroup
+		for i := range sums { // beside each other, so that nothing is shared
+			wg.Go(func() { sums[i] = Run(NewPlan(seed), Options{}).Hash })
+		}
+		wg.Wait()
+		if sums[0] != sums[1] || sums[1] != sums[2] {
+			t.Errorf("seed %d: %016x", seed, sums)
+		}
+		if seed < 4 {
+			t.Logf("seed %d: trace %016x", seed, sums[0])
+		}
+	}
+}
+
+func TestShrinkingKeepsWhatFails(t *testing.T) {
+	list := make([]int, 64)
+	for i := range list {
+		list[i] = i
+	}
+	limit := 200
+	got := less(list, &limit, func(l []int) bool { return slices.Contains(l, 7) && slices.Contains(l, 40) })
+	if !slices.Equal(got, []int{7, 40}) {
+		t.Errorf("left %v", got)
+	}
+}
