@@ -55,7 +55,8 @@ func address(user int) string { return fmt.Sprintf("u%d@%s", user, domainName) }
 func (c *council) found() {
 	p := c.w.plan
 	admin := domain.User{ID: userID(1000), Mailbox: mailboxOf(1000), Address: "admin@" + domainName, Home: c.w.nodes[0].id}
-	bodies := []domain.Body{&domain.Found{Lineage: c.id(), Node: c.admit(0), Domain: domain.Domain{ID: c.id(), Name: domainName}, Admin: admin}}
+	bodies := []domain.Body{&domain.Found{Lineage: c.id(), Node: c.admit(0), Domain: domain.Domain{ID: c.id(), Name: domainName}, Admin: admin,
+		Key: domain.CandidateKey{Number: 1, Public: mesh.SealKey{1}, Wraps: []domain.Wrap{{Node: c.w.nodes[0].id, Box: []byte("model")}}}}}
 	for i := 1; i < p.Nodes; i++ {
 		a := c.admit(i)
 		bodies = append(bodies, &a)
@@ -75,7 +76,7 @@ func (c *council) found() {
 
 func (c *council) admit(i int) domain.AdmitNode {
 	n := c.w.nodes[i]
-	a := domain.AdmitNode{ID: n.id, Name: n.name, Voter: true, Gateway: c.w.plan.Gateways>>i&1 == 1, Level: domain.Level, Priority: -i}
+	a := domain.AdmitNode{ID: n.id, Name: n.name, Voter: true, Gateway: c.w.plan.Gateways>>i&1 == 1, Level: domain.Level, Priority: -i, Seal: mesh.SealKey{1, byte(i)}}
 	binary.BigEndian.PutUint64(a.Key[:], uint64(n.id))
 	return a
 }

@@ -16,7 +16,7 @@ import (
 
 // Flags: go test ./simtest/deciders -run TestDays -v -args -seeds 1000 -from 1
 var (
-	seeds   = flag.Int("seeds", 200, "days to play")
+	seeds   = flag.Int("seeds", 150, "days to play")
 	from    = flag.Uint64("from", 1, "first seed")
 	minutes = flag.Float64("minutes", 0, "play days for so long instead, in real time")
 	told    = flag.Bool("story", false, "print the timeline of the first seed that fails")
@@ -108,6 +108,9 @@ func many(next func(k int) (Plan, bool)) *total {
 				p, ok := next(k)
 				k++
 				mu.Unlock()
+				a.mu.Lock()
+				ok = ok && len(a.failed) < enough
+				a.mu.Unlock()
 				if !ok {
 					return
 				}
@@ -119,6 +122,9 @@ func many(next func(k int) (Plan, bool)) *total {
 	slices.SortFunc(a.failed, func(x, y *Result) int { return int(int64(x.Plan.Seed) - int64(y.Plan.Seed)) })
 	return a
 }
+
+// enough failures are a reason to stop.
+const enough = 10
 
 func TestDays(t *testing.T) {
 	if *profile != "" {
@@ -155,7 +161,7 @@ func TestDays(t *testing.T) {
 // explain shrinks a plan that fails and prints what a person needs.
 func explain(t *testing.T, p Plan) {
 	t.Helper()
-	least := Shrink(p, 150)
+	least := Shrink(p, 80)
 	t.Logf("the least that still fails, for found in deciders_test.go: {\"\", %d, %s, %s}\n%s", p.Seed,
 		places(p.Faults, least.Faults, func(f Fault) string { return f.String() }), places(p.Load, least.Load, func(l Load) string { return fmt.Sprintf("%+v", l) }), least)
 	if *told {

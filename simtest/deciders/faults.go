@@ -57,7 +57,10 @@ func (w *world) fault(f Fault) {
 		}
 	case Full:
 		n.fs.SetFree(int64(f.N))
-		w.ends(f.Span, func() { n.fs.SetFree(-1) })
+		w.ends(f.Span, func() {
+			n.fs.SetFree(-1)
+			n.step(n.boot, n.room)
+		})
 	case SlowDisk:
 		n.slowSync += f.N
 		w.ends(f.Span, func() { n.slowSync -= f.N })
@@ -88,6 +91,19 @@ func (w *world) fault(f Fault) {
 	case MailQuota:
 		w.full[f.N]++
 		w.ends(f.Span, func() { w.full[f.N]-- })
+	}
+}
+
+// room tells this node and its peers that its disk has room again.
+func (n *node) room() {
+	n.q.RoomHere()
+	for _, o := range n.w.nodes {
+		if n.w.links.up[n.i][o.i] {
+			boot := o.boot
+			n.w.after(n.w.links.delay([]int{n.i, o.i}), func() {
+				o.step(boot, func() { o.q.Room(transport.Destination{Scope: transport.ScopeNode, Node: n.id}) })
+			})
+		}
 	}
 }
 

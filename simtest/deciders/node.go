@@ -418,8 +418,9 @@ func (n *node) learn() {
 	stop := n.state.Watch(func(c domain.Change) { parts |= c.Parts })
 	for n.applied < n.have {
 		n.applied++
-		if _, err := n.state.ApplyResult(uint64(n.applied), 1, n.w.mesh.commands[n.applied-1]); err != nil {
-			n.w.violation("%s cannot apply: %v", n.name, err)
+		r, err := n.state.ApplyResult(uint64(n.applied), 1, n.w.mesh.commands[n.applied-1])
+		if err != nil || r.Code != domain.OK {
+			n.w.violation("%s cannot apply command %d: %s %v", n.name, n.applied, r.Text, err)
 			return
 		}
 	}

@@ -276,13 +276,18 @@ func (q *Queue) begin() error {
 		return err
 	}
 	q.clock.now()
-	ds := slices.Collect(maps.Values(q.dests))
-	slices.SortFunc(ds, func(a, b *dest) int { return slices.Compare(destKey(a.key), destKey(b.key)) })
-	for _, d := range ds {
+	for _, d := range q.inTurn() {
 		q.rewind(d)
 		q.look(d)
 	}
 	return nil
+}
+
+// inTurn returns all destinations, in the order of their keys. Under q.mu.
+func (q *Queue) inTurn() []*dest {
+	ds := slices.Collect(maps.Values(q.dests))
+	slices.SortFunc(ds, func(a, b *dest) int { return slices.Compare(destKey(a.key), destKey(b.key)) })
+	return ds
 }
 
 // turn looks at the destinations that changed or whose time has come, and says
@@ -411,11 +416,11 @@ func (q *Queue) RoomHere() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	now := q.clock.now()
-	for dst, d := range q.dests {
-		if dst.Scope == transport.ScopeLocal {
+	for _, d := range q.inTurn() {
+		if d.key.Scope == transport.ScopeLocal {
 			d.room, d.again = now, true
 		}
-		q.wakeLocked(dst)
+		q.wakeLocked(d.key)
 	}
 }
 
