@@ -2,7 +2,6 @@ package domain
 
 import (
 	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"flag"
@@ -15,7 +14,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"posthouse/mesh"
-	"posthouse/mesh/identity"
 )
 
 var update = flag.Bool("update", false, "write the fixtures anew")
@@ -39,26 +37,6 @@ const (
 	founder = mesh.NodeID(0x11)
 	branch  = mesh.NodeID(0x22)
 )
-
-// ring is the same key for a node in every run.
-func ring(n mesh.NodeID) identity.Keyring {
-	seed := sha256.Sum256([]byte(n.String()))
-	k, err := identity.Generate(bytes.NewReader(seed[:]))
-	if err != nil {
-		panic(err)
-	}
-	return identity.Keyring{Key: k, Node: n}
-}
-
-func sealKey(n mesh.NodeID) mesh.SealKey { return ring(n).Key.SealKey() }
-
-// boxed looks sealed: to a home and to the candidates' first key.
-func boxed(home mesh.NodeID, text string) *Sealed {
-	return &Sealed{Home: []byte("home " + text), To: home, Candidates: []byte("candidates " + text), Key: 1}
-}
-
-// firstKey looks like the founder's.
-var firstKey = CandidateKey{Number: 1, Public: mesh.SealKey{1}, Wraps: []Wrap{{founder, []byte("wrap")}}}
 
 func empty(t testing.TB) *rig {
 	return &rig{t: t, m: NewMachine(), next: 1 << 20, now: 1_800_000_000_000}

@@ -2,6 +2,7 @@ package domain
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"slices"
@@ -10,7 +11,28 @@ import (
 	"time"
 
 	"posthouse/mesh"
+	"posthouse/mesh/identity"
 )
+
+// ring is the same key for a node in every run.
+func ring(n mesh.NodeID) identity.Keyring {
+	seed := sha256.Sum256([]byte(n.String()))
+	k, err := identity.Generate(bytes.NewReader(seed[:]))
+	if err != nil {
+		panic(err)
+	}
+	return identity.Keyring{Key: k, Node: n}
+}
+
+func sealKey(n mesh.NodeID) mesh.SealKey { return ring(n).Key.SealKey() }
+
+// boxed looks sealed: to a home and to the candidates' first key.
+func boxed(home mesh.NodeID, text string) *Sealed {
+	return &Sealed{Home: []byte("home " + text), To: home, Candidates: []byte("candidates " + text), Key: 1}
+}
+
+// firstKey looks like the founder's.
+var firstKey = CandidateKey{Number: 1, Public: mesh.SealKey{1}, Wraps: []Wrap{{founder, []byte("wrap")}}}
 
 // sealedMesh is a domain state on several nodes, each with its own machine, fed
 // from one log as Raft does.
