@@ -75,8 +75,12 @@ type Deps struct {
 	// section 5.1, mail must not loop. nil: nobody is us.
 	OwnName func(host string) bool
 	OwnAddr func(a netip.Addr) bool
-	Logger  *slog.Logger
-	Rand    io.Reader // crypto/rand.Reader
+	// Ready is asked before each transaction; an error, that of a full disk, says
+	// that a host's answer could not be recorded: nothing is sent, and Carry ends
+	// with it. Nil: always ready.
+	Ready  func() error
+	Logger *slog.Logger
+	Rand   io.Reader // crypto/rand.Reader
 }
 
 // Carrier carries legs outside. It implements transport.Carrier and is safe
@@ -118,6 +122,9 @@ func New(cfg Config, deps Deps) (*Carrier, error) {
 			}
 		}
 		cfg.Smarthost = &c
+	}
+	if deps.Ready == nil {
+		deps.Ready = func() error { return nil }
 	}
 	if deps.TLS == nil {
 		deps.TLS = &tls.Config{}
@@ -256,6 +263,18 @@ func (r *run) send(ctx context.Context, cn *conn, leg *transport.Leg) (*conn, er
 	t.scan()
 	fresh := false // cn was opened for this try
 	for !t.done() {
+		// What a host has taken and nobody can note is sent again after a crash.
+		if err := r.c.deps.Ready(); err != nil && waitsForRoom {
+			if cn != nil {
+				cn.quit()
+				cn = nil
+			}
+			if !t.any() {
+				return nil, err
+			}
+			t.rest(transport.AsFault(err).Result(r.dest.String()))
+			break
+		}
 		if cn == nil {
 			var err error
 			if cn, err = r.connect(ctx, leg.Envelope.RequireTLS); err != nil {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -405,6 +406,39 @@ func TestManyLegs(t *testing.T) {
 			}
 			w.wg.Wait()
 		})
+	})
+}
+
+func TestNothingIsSentWhileTheAnswerCouldNotBeRecorded(t *testing.T) {
+	for _, conns := range []int{1, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			h := &fakeHost{ehlo: all}
+			w := one(h)
+			var asked atomic.Int32
+			var legs []*transport.Leg
+			for i := range 12 {
+				legs = append(legs, leg(text, fmt.Sprintf("u%d@away.test", i)))
+			}
+			got, err := carry(t, w, func(c *Config, d *Deps) {
+				c.MaxConns = conns
+				d.Ready = func() error { // the disk is full from the sixth message on
+					if asked.Add(1) > 5 {
+						return transport.ErrNoSpace
+					}
+					return nil
+				}
+			}, legs...)
+			if err != transport.ErrNoSpace || strings.Count(got, "relayed") != 5 || strings.Count(got, "pending") != 7 || len(h.taken()) != 5 || w.openNow() != 0 {
+				t.Fatal(err, got, len(h.taken()), w.openNow())
+			}
+		})
+	}
+	synctest.Test(t, func(t *testing.T) { // full from the start: nobody is even called
+		h := &fakeHost{ehlo: all}
+		got, err := carry(t, one(h), func(_ *Config, d *Deps) { d.Ready = func() error { return transport.ErrNoSpace } }, leg(text, "a@away.test"))
+		if err != transport.ErrNoSpace || h.conns != 0 || !strings.HasPrefix(got, "pending") {
+			t.Fatal(err, got, h.conns)
+		}
 	})
 }
 

@@ -1,0 +1,5 @@
+//go:build mutant_outside_full
+
+package smtpout
+
+const waitsForRoom = false
