@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"slices"
@@ -18,6 +19,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/mesh/domain"
 	"posthouse/transport"
+	"posthouse/transport/archive"
 	"posthouse/transport/filter"
 	"posthouse/transport/intake"
 	"posthouse/transport/smtpd"
@@ -34,7 +36,7 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 	chain := filter.New(n.part("filter"))
 	in := intake.New(intake.Deps{
 		Node: n.id, Host: func() string { return n.cfg.Host }, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit,
-		Router: custody{n.dir, n.queue}, MaySend: n.dir.mayWrite, Random: n.env.Random,
+		Router: custody{n.dir, n.queue}, MaySend: n.dir.mayWrite, Random: n.env.Random, Archive: archive.Nothing{},
 		Filter: func(ctx context.Context, env *transport.Envelope, rcpts []intake.Rcpt, body transport.Body) ([]string, *transport.Fault) {
 			m := &filter.Mail{Envelope: env, Body: body}
 			for _, r := range rcpts {
@@ -242,7 +244,16 @@ func (n *Node) outside(transport.Destination) transport.Carrier {
 		}
 		cfg.Smarthost = &smtpout.Smarthost{Host: host, Port: port}
 	}
-	c, err := smtpout.New(cfg, smtpout.Deps{Resolver: n.env.Resolver, Dial: n.env.Dial, Logger: n.part("smtpout"), Rand: n.env.Random,
+	ready := func() error {
+		if err := n.journal.Err(); err != nil {
+			return err
+		}
+		if n.journal.Full() {
+			return fmt.Errorf("outside mail waits for room on this disk: %w", transport.ErrNoSpace)
+		}
+		return nil
+	}
+	c, err := smtpout.New(cfg, smtpout.Deps{Resolver: n.env.Resolver, Ready: ready, Dial: n.env.Dial, Logger: n.part("smtpout"), Rand: n.env.Random,
 		OwnName: func(host string) bool {
 			return slices.ContainsFunc(n.state.Members(), func(x *domain.Node) bool { return strings.EqualFold(x.Host, strings.TrimSuffix(host, ".")) })
 		}})

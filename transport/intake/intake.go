@@ -1,6 +1,6 @@
 // Package intake is everything between a message's last byte and its 250: the
 // trace line, what submission mends, the walk over its MIME, the filter, the
-// route, and custody.
+// route, custody, and the archive.
 //
 // smtpd calls it for each message; what it needs from others it declares here
 // and appliance plugs in. It promises nothing itself: Plan.Take returns only
@@ -50,6 +50,17 @@ type Plan interface {
 // a fault.
 type Filter func(ctx context.Context, env *transport.Envelope, rcpts []Rcpt, body transport.Body) (header []string, fault *transport.Fault)
 
+// Archive hears of what was accepted.
+type Archive interface {
+	// Passed is called once for each accepted message, when it is in custody on
+	// disk and nobody was told so yet: never for a refused one, and not where
+	// custody is uncertain. It must return at once and can neither refuse nor
+	// change anything: who wants the text, or to write, does so on its own time,
+	// from the log. After a crash just before the call, the message is in the log
+	// and was not told of; an archive without gaps reads on from where it was.
+	Passed(m transport.Passed)
+}
+
 // Deps are what Intake needs.
 type Deps struct {
 	Node     mesh.NodeID
@@ -59,6 +70,8 @@ type Deps struct {
 	Admit  func(ctx context.Context, size int64) error
 	Router Router
 	Filter Filter // nil: everything passes
+	// Archive may be nil: nothing is told of.
+	Archive Archive
 	// MaySend reports whether the user who logged in under that address may
 	// write as a.
 	MaySend func(login string, a mesh.Address) bool
@@ -128,7 +141,18 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 	if err != nil {
 		return "", fmt.Errorf("read message back: %w", err)
 	}
-	return plan.Take(ctx, env, draft, s)
+	size := draft.Size()
+	if queued, err = plan.Take(ctx, env, draft, s); err != nil {
+		return "", err
+	}
+	if in.d.Archive != nil {
+		m := transport.Passed{Envelope: *env, Size: size, Queue: queued}
+		for _, r := range rcpts {
+			m.Recipients = append(m.Recipients, r.Address.String())
+		}
+		in.d.Archive.Passed(m)
+	}
+	return queued, nil
 }
 
 // largeText is the size from which texts are walked one at a time: a walk never

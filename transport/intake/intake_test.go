@@ -10,6 +10,8 @@ import (
 	"testing"
 	"testing/iotest"
 
+	"github.com/google/go-cmp/cmp"
+
 	"posthouse/mailstore/journal/journaltest"
 	"posthouse/mailstore/log"
 	"posthouse/mailstore/mime"
@@ -20,6 +22,7 @@ import (
 // taker keeps what is taken.
 type taker struct {
 	fault *transport.Fault
+	err   error // of Take
 	text  []byte
 	env   transport.Envelope
 	s     *mime.Structure
@@ -27,6 +30,9 @@ type taker struct {
 
 func (k *taker) Route(*transport.Envelope, []Rcpt) (Plan, *transport.Fault) { return k, k.fault }
 func (k *taker) Take(_ context.Context, env *transport.Envelope, d *log.Draft, s *mime.Structure) (string, error) {
+	if k.err != nil {
+		return "", k.err
+	}
 	r, err := d.Open()
 	if err != nil {
 		return "", err
@@ -131,5 +137,66 @@ func TestAFilterMayRefuseOrAddLines(t *testing.T) {
 	})
 	if _, err := in.Accept(t.Context(), &transport.Envelope{}, nil, strings.NewReader("\r\nx")); err == nil || k.text != nil {
 		t.Errorf("refused mail was kept: %v %q", err, k.text)
+	}
+}
+
+// passed is an Archive that notes what it is told, and what was taken by then.
+type passed struct {
+	k     *taker
+	told  []transport.Passed
+	taken []bool
+}
+
+func (p *passed) Passed(m transport.Passed) {
+	p.told, p.taken = append(p.told, m), append(p.taken, p.k.text != nil)
+}
+
+func TestTheArchiveHearsOnceOfWhatWasAcceptedAndOfNothingElse(t *testing.T) {
+	var addrs []Rcpt
+	for _, a := range []string{"Boris@company.test", "all+x@company.test"} {
+		addr, err := mesh.ParseAddress(a)
+		if err != nil {
+			t.Fatal(err)
+		}
+		addrs = append(addrs, Rcpt{Address: addr})
+	}
+	refused := transport.Faultf(550, "5.7.1", "no")
+	for _, tc := range []struct {
+		name   string
+		k      taker
+		filter Filter
+		body   io.Reader
+		told   int
+	}{
+		{"accepted", taker{}, nil, strings.NewReader("Subject: x\r\n\r\nhello\r\n"), 1},
+		{"accepted with lines of the filter's", taker{}, func(context.Context, *transport.Envelope, []Rcpt, transport.Body) ([]string, *transport.Fault) {
+			return []string{"X-Checked: yes"}, nil
+		}, strings.NewReader("Subject: x\r\n\r\nhello\r\n"), 1},
+		{"refused by the filter", taker{}, func(context.Context, *transport.Envelope, []Rcpt, transport.Body) ([]string, *transport.Fault) {
+			return nil, refused
+		}, strings.NewReader("\r\nx"), 0},
+		{"refused by the route", taker{fault: refused}, nil, strings.NewReader("\r\nx"), 0},
+		{"not kept", taker{err: transport.ErrNoSpace}, nil, strings.NewReader("\r\nx"), 0},
+		{"perhaps kept", taker{err: transport.ErrUncertain}, nil, strings.NewReader("\r\nx"), 0},
+		{"cut off", taker{}, nil, io.MultiReader(strings.NewReader("\r\nx"), iotest.ErrReader(io.ErrUnexpectedEOF)), 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			k := tc.k
+			p := &passed{k: &k}
+			in := newIntake(t, &k, tc.filter)
+			in.d.Archive = p
+			env := &transport.Envelope{Origin: transport.OriginOutside, From: "a@example.net", Helo: "pc", ClientAddr: "192.0.2.1"}
+			queued, err := in.Accept(t.Context(), env, addrs, tc.body)
+			if len(p.told) != tc.told || (err == nil) != (tc.told == 1) {
+				t.Fatalf("told of %d messages, %v", len(p.told), err)
+			}
+			if tc.told == 0 {
+				return
+			}
+			want := transport.Passed{Envelope: k.env, Recipients: []string{"Boris@company.test", "all+x@company.test"}, Size: int64(len(k.text)), Queue: queued}
+			if d := cmp.Diff(want, p.told[0]); d != "" || !p.taken[0] || k.env.ID.IsZero() {
+				t.Errorf("on disk %v; %s", p.taken[0], d)
+			}
+		})
 	}
 }
