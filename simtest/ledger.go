@@ -26,7 +26,7 @@ type Ledger struct {
 	next     int
 	arrived  int       // found by Check: in mailboxes,
 	lost     int       // and nowhere
-	faults   []trouble // at gateways, after which the outside may get mail twice
+	faults   []trouble // at gateways: what the outside took then may come to it again
 	letters  map[slot]string
 	validity map[string]uint32
 	uidNext  map[string]imap.UID
@@ -45,10 +45,10 @@ type attempt struct {
 	after   time.Time // when the answer was read
 }
 
+// trouble is a time of which a node may have forgotten what it was told.
 type trouble struct {
-	at     netip.Addr
-	when   time.Time
-	during time.Duration
+	at       netip.Addr
+	from, to time.Time
 }
 
 // slot is a UID in an office's INBOX.
@@ -162,11 +162,11 @@ func (l *Ledger) answered(entries []*attempt, answers []int) (all bool) {
 	return all
 }
 
-// trouble notes that an office's node may have forgotten what it was told.
-func (l *Ledger) trouble(o *Office, d time.Duration) {
+// trouble notes that an office's node may have forgotten what it was told then.
+func (l *Ledger) trouble(o *Office, from, to time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.faults = append(l.faults, trouble{o.Addr, time.Now(), d})
+	l.faults = append(l.faults, trouble{o.Addr, from, to})
 }
 
 // Look reads all INBOXes that can be read and checks what must hold always: no
@@ -402,7 +402,7 @@ func (l *Ledger) checkOutside(d delivery, want [2]int, reports int) {
 	}
 	for _, t := range took[:max(0, len(took)-1)] {
 		if t.answered && !slices.ContainsFunc(l.faults, func(f trouble) bool {
-			return f.at == t.from && f.when.Add(f.during).After(t.at) && f.when.Before(t.at.Add(5*time.Second+f.during))
+			return f.at == t.from && !t.at.Before(f.from) && !t.at.After(f.to)
 		}) {
 			w.violation(OneOutcome, "%s to %s left again though the first time was answered", d.subject, d.to)
 		}

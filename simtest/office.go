@@ -56,6 +56,7 @@ type Office struct {
 	burnt    atomic.Bool
 	lost     atomic.Bool  // burnt or revoked: what it had taken and not handed on is not looked for
 	emptied  atomic.Int64 // when nothing was seen to wait here last, Unix nanoseconds
+	memory   memory
 
 	mu     sync.Mutex // guards run
 	run    *process   // nil: down
@@ -90,11 +91,13 @@ func (o *Office) setDisk(d *simfs.FS) {
 		if n := o.crashAt.Load(); n > 0 && o.crashAt.Add(-1) == 0 {
 			o.expected.Store(true)
 			o.stopped.Store(true)
+			o.memory.broke()
 			o.w.wg.Go(o.crash)
 			return simfs.Fault{Crash: true}
 		}
 		if op.Name == "sync" && o.failSync.CompareAndSwap(true, false) {
 			o.expected.Store(true)
+			o.memory.broke()
 			return simfs.Fault{Err: syscall.EIO}
 		}
 		return simfs.Fault{}
@@ -203,6 +206,7 @@ var errDead = errors.New("the node has lost its power")
 func (o *Office) ended(p *process) {
 	o.w.note("%s ended by itself: %v", o.Name, p.err)
 	o.keepState(record.Off)
+	o.forgets(time.Now())
 	if !o.expected.Load() && !errors.Is(p.err, simfs.ErrCrashed) && !strings.Contains(fmt.Sprint(p.err), simfs.ErrCrashed.Error()) {
 		o.w.violation(NothingIsLeft, "%s ended by itself: %v", o.Name, p.err)
 	}
@@ -271,6 +275,7 @@ func (o *Office) Stop() {
 	began, slow := time.Now(), o.syncTime
 	p.cancel()
 	<-p.gone
+	o.forgets(began)
 	if p.err != nil && !o.expected.Load() {
 		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
 	}
@@ -313,6 +318,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	o.keepState(record.Dead)
 	p.dead.Store(true)
 	o.disk.Crash()
+	o.forgets(time.Now())
 	applied := o.view.Applied()
 	p.socket.Close()
 	o.w.unlisten(o.Addr, o.cfg.ControlSocket)
@@ -357,6 +363,7 @@ func (o *Office) Fill(n int64) {
 	if o.Up() {
 		o.keepState(map[bool]record.Power{true: record.Full, false: record.On}[o.full])
 	}
+	o.memory.filled(o.full)
 	o.disk.SetFree(n)
 }
 
@@ -367,6 +374,7 @@ func (o *Office) SlowDisk(d time.Duration) {
 	if o.Up() {
 		o.keepState(map[bool]record.Power{true: record.SlowIO, false: record.On}[d > 0])
 	}
+	o.memory.slowed(d)
 	o.disk.SetSyncTime(d)
 }
 

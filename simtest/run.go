@@ -193,20 +193,17 @@ func (x *player) do(e Event) {
 		}
 		x.mask(o, 20*time.Second)
 		if e.Do == EvKill {
-			w.ledger.trouble(o, 0)
 			x.run(e.Do, func() { o.PowerCut(simfs.Mode(mode), View(view)) })
 			return
 		}
 		x.r.Faults[e.Do]++
 		o.CrashAtOp(e.N, simfs.Mode(mode), View(view), func() {
-			w.ledger.trouble(o, 0)
 			x.mask(o, 20*time.Second)
 			time.Sleep(time.Second)
 			o.Start()
 		})
 	case EvStop:
 		if o.Up() {
-			w.ledger.trouble(o, 0)
 			x.mask(o, 40*time.Second)
 			x.run(e.Do, o.Stop)
 		}
@@ -215,7 +212,6 @@ func (x *player) do(e Event) {
 		x.run(e.Do, o.Start)
 	case EvFailSync:
 		if o.Up() {
-			w.ledger.trouble(o, x.r.Plan.Length)
 			x.mask(o, x.r.Plan.Length)
 			o.FailSync()
 			x.r.Faults[e.Do]++
@@ -224,7 +220,6 @@ func (x *player) do(e Event) {
 		x.mask(o, 2*time.Minute)
 		if e.Span > 0 {
 			x.mask(o, x.r.Plan.Length)
-			w.ledger.trouble(o, x.r.Plan.Length)
 			x.r.Faults[e.Do]++
 		}
 		o.SlowDisk(e.Span)
@@ -232,7 +227,6 @@ func (x *player) do(e Event) {
 		x.mask(o, 2*time.Minute)
 		if e.N >= 0 {
 			x.mask(o, x.r.Plan.Length)
-			w.ledger.trouble(o, x.r.Plan.Length) // what the outside answered cannot be recorded
 			x.r.Faults[e.Do]++
 		}
 		o.Fill(int64(e.N))

@@ -159,6 +159,35 @@ func TestDiskFullAtTheMaster(t *testing.T) {
 	})
 }
 
+// What the outside answered could not be recorded: a gateway with a full disk
+// waits, so that nothing leaves twice when its power fails as well.
+func TestAGatewayWithAFullDiskSendsNothing(t *testing.T) {
+	tale(t, 3, func(w *World) {
+		hq := w.Office("hq")
+		w.Outside.Shut()
+		own := w.Send(10).By("hq")
+		if own.To("keep@example.net") != 10 || w.Send(10).By("plzen").To("keep@example.net") != 10 {
+			t.Error("mail for the outside is refused")
+		}
+		time.Sleep(10 * time.Second)
+		hq.Fill(0)
+		time.Sleep(2 * transactionTime)
+		w.Outside.Open()
+		if _, err := hq.Ops().QueueRetry(Ctx(), admin.QueueAction{All: true}); err != nil {
+			t.Log(err) // it may not be able to note that either
+		}
+		time.Sleep(10 * time.Minute)
+		for i := range 10 {
+			if n := len(w.Outside.takings(delivery{fmt.Sprintf("%s-%d", own.name, i), "keep@example.net"})); n > 0 {
+				t.Errorf("message %d was sent %d times", i, n)
+			}
+		}
+		w.Kill("hq")
+		hq.Fill(-1)
+		w.Start("hq")
+	})
+}
+
 // A home tells the others which of its mailboxes are full: they say 452 at once,
 // and what they had taken before comes the moment there is room.
 func TestAFullMailboxIsRefusedEverywhereAndFreedEverywhere(t *testing.T) {
