@@ -40,7 +40,8 @@ type attempt struct {
 	from    string
 	to      string
 	at      string // office
-	answer  int    // final; 0: none was read
+	probe   bool
+	answer  int // final; 0: none was read
 	when    time.Time
 	after   time.Time // when the answer was read
 }
@@ -69,6 +70,7 @@ type Mail struct {
 	at    string
 	from  string
 	pause time.Duration
+	probe bool   // the observer's own: not counted as people's mail
 	name  string // what its messages are called, once To has begun
 }
 
@@ -126,7 +128,7 @@ func (m *Mail) To(to ...string) int {
 			}
 		}
 		subject := fmt.Sprintf("%s-%d", name, i)
-		entries := l.enter(subject, name, m.from, m.at, rcpts)
+		entries := l.enter(m, subject, rcpts)
 		answers, err := s.send(m.from, rcpts, text(m.from, rcpts[0], subject))
 		if err != nil {
 			s.close()
@@ -140,11 +142,11 @@ func (m *Mail) To(to ...string) int {
 	return taken
 }
 
-func (l *Ledger) enter(subject, client, from, at string, rcpts []string) (out []*attempt) {
+func (l *Ledger) enter(m *Mail, subject string, rcpts []string) (out []*attempt) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, r := range rcpts {
-		a := &attempt{subject: subject, client: client, from: from, to: r, at: at, when: time.Now()}
+		a := &attempt{subject: subject, client: m.name, from: m.from, to: r, at: m.at, probe: m.probe, when: time.Now()}
 		l.attempts = append(l.attempts, a)
 		out = append(out, a)
 	}
@@ -373,7 +375,7 @@ func (l *Ledger) keepDeliveries(count, place map[delivery]int) {
 	for _, a := range l.attempts {
 		o := l.w.officeOf(a.to)
 		d := delivery{a.subject, a.to}
-		if o == nil || a.answer != 250 || count[d] == 0 || place[d] >= len(l.shown[o.Name]) {
+		if o == nil || a.probe || a.answer != 250 || count[d] == 0 || place[d] >= len(l.shown[o.Name]) {
 			continue
 		}
 		l.w.keeper.Seen(a.at, o.Name, a.after, l.shown[o.Name][place[d]])
@@ -415,6 +417,9 @@ func (l *Ledger) Counts() (m record.Mail) {
 	defer l.mu.Unlock()
 	m.Arrived, m.Lost = l.arrived, l.lost
 	for _, a := range l.attempts {
+		if a.probe {
+			continue
+		}
 		m.Sent++
 		switch {
 		case a.answer == 250:

@@ -287,6 +287,7 @@ func (x *player) probe(o *Office) {
 	}
 	began := time.Now()
 	mail := x.w.Send(1).From(o.Name)
+	mail.probe = true
 	taken := mail.To(o.Name)
 	answered := time.Now()
 	if o.process() != p || x.isMasked(o) || o.stopped.Load() { // its power fails at this instant

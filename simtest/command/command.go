@@ -43,6 +43,10 @@ simulated lines, disks and power, watched from outside.
         plays a scenario: a file of yours, or one that ships (see list)
   posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--story] [--trace]
         random faults and load from seed N on; --story tells each, --trace tells all
+  posthouse-sim capacity [--offices 5] [--people 20] [--mail 40] [--size "75 kB"] [--inside "30 %"] [--outside "40 %"]
+                         [--line "20 Mbit/s"] [--latency "15 ms"] [--cut "24h"] [--seed N] [--json]
+        how long a queue takes to drain after a cut, the disk that it needs, what
+        the master must pass: people at each office, messages that each writes a day
   posthouse-sim list
         the scenarios that ship
   posthouse-sim show NAME
@@ -83,6 +87,8 @@ func do(t *testing.T, args []string, term Terminal) (int, error) {
 		return run(t, args, term)
 	case "random":
 		return random(t, args, term)
+	case "capacity":
+		return held, capacities(args, term)
 	case "list":
 		return held, list(args, term)
 	case "show":

@@ -228,7 +228,7 @@ func (p *planner) members(at time.Duration) (names []string) {
 
 // probes time the local mail of each office.
 func (p *planner) probes() {
-	pause := max(10*time.Second, p.span(p.s.Mail.Probe))
+	pause := max(time.Minute, p.span(p.s.Mail.Probe))
 	for i, n := range p.Offices {
 		for at := pause/2 + time.Duration(i)*time.Second; at < p.Length; at += pause {
 			if slices.Contains(p.members(at), n) {

@@ -272,7 +272,7 @@ func (c *checker) event(i int, e Event) {
 		}
 		if len(have) > 1 {
 			c.bad("event."+have[1], i, "one event does one thing; this one has %s", strings.Join(have, " and "))
-		} else {
+		} else if !c.misspelt(i) {
 			c.bad("event", i, "nothing happens: want a verb, such as cut = \"plzen\" or kill = \"hq\"")
 		}
 		return
@@ -303,6 +303,14 @@ func (c *checker) event(i int, e Event) {
 	if !slices.Equal(e.From, Names{"outside"}) {
 		c.names("event.from", i, e.From)
 	}
+}
+
+// misspelt reports whether an event has a key that there is not: that is told.
+func (c *checker) misspelt(i int) bool {
+	begin, end := config.LineOf(c.text, "event", i), config.LineOf(c.text, "event", i+1)
+	return slices.ContainsFunc(c.problems, func(p config.Problem) bool {
+		return p.Line > begin && (end == 0 || p.Line < end) && strings.HasPrefix(p.Key, "event.")
+	})
 }
 
 // members checks who belongs to the mesh when.
