@@ -89,7 +89,8 @@ func (n *Node) nodeByName(name string) (*domain.Node, error) {
 }
 
 func (n *Node) apiUser(u *domain.User) admin.User {
-	return admin.User{Address: u.Address, Name: u.Name, Home: n.nodeName(u.Home), Aliases: u.Aliases, Admin: u.Role == domain.RoleMeshAdmin, ID: u.ID.String(), Mailbox: u.Mailbox.String()}
+	return admin.User{Address: u.Address, Name: u.Name, Home: n.nodeName(u.Home), Aliases: u.Aliases, Admin: u.Role == domain.RoleMeshAdmin, ID: u.ID.String(), Mailbox: u.Mailbox.String(),
+		Full: n.ready() == nil && n.mailboxFull(u.Home, u.Mailbox)}
 }
 
 // Users implements admin.Operations.

@@ -122,6 +122,11 @@ func (n *Node) meshConditions(s *admin.Status, homeless []queue.DestRow) (out []
 			add(health.Condition{Name: "line.cut", About: m.Name, Severity: health.Notice, Since: m.Since, Text: fmt.Sprintf("The line to %s is cut; mail goes %s.", m.Name, m.Path), Next: "Check the line between the two offices."})
 		}
 	}
+	for _, x := range n.state.Members() {
+		if n.notices.Full(x.ID) {
+			add(health.Condition{Name: "node.disk-full", About: x.Name, Severity: health.Problem, Since: s.AsOf, Text: fmt.Sprintf("The disk of %s is full: mail for its people waits.", x.Name), Next: "Make room there; what waits here leaves by itself then."})
+		}
+	}
 	for _, r := range homeless {
 		name := n.nodeName(r.Key.Node)
 		add(health.Condition{Name: "home.revoked", About: name, Severity: health.Problem, Since: s.AsOf.Add(-r.Oldest), Text: fmt.Sprintf("Mail for %d recipients is held: their home %s was put out of the mesh.", r.Waiting, name), Next: "Give them another home: posthouse user."})

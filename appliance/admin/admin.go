@@ -106,6 +106,8 @@ type User struct {
 	Admin   bool     `json:"admin,omitempty"`
 	ID      string   `json:"id"`
 	Mailbox string   `json:"mailbox"`
+	// Full: the mailbox is over its quota, as its home says; mail for it waits.
+	Full bool `json:"full,omitempty"`
 }
 
 // UserChange makes or changes a user. Nil fields stay as they are.

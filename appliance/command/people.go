@@ -16,9 +16,9 @@ func (a *app) user() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return a.print(us, "ADDRESS NAME HOME ADMIN ALIASES", func(add func(...any)) {
+		return a.print(us, "ADDRESS NAME HOME ADMIN FULL ALIASES", func(add func(...any)) {
 			for _, u := range us {
-				add(u.Address, u.Name, u.Home, mark(u.Admin), strings.Join(u.Aliases, ","))
+				add(u.Address, u.Name, u.Home, mark(u.Admin), mark(u.Full), strings.Join(u.Aliases, ","))
 			}
 		})
 	})}))
