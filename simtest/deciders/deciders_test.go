@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"runtime/pprof"
 	"slices"
 	"strings"
@@ -97,6 +98,7 @@ func (a *total) String() string {
 
 // many plays plans on all processors until next has no more.
 func many(next func(k int) (Plan, bool)) *total {
+	defer debug.SetGCPercent(debug.SetGCPercent(400)) // a run is small and leaves much behind
 	a := &total{faults: map[Kind]int{}, began: time.Now()}
 	var wg sync.WaitGroup
 	var mu sync.Mutex
