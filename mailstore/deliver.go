@@ -233,7 +233,7 @@ var (
 
 // elsewhere reports whether this node knows another home of a mailbox.
 func (s *Store) elsewhere(id mesh.MailboxID) bool {
-	if s.opt.Home == nil {
+	if s.opt.Home == nil || !homeOnly {
 		return false
 	}
 	home, _ := s.opt.Home(id)

@@ -88,6 +88,8 @@ func (w *world) fault(f Fault) {
 	case Gateway:
 		w.gateway(n, w.plan.Gateways>>n.i&1 == 0)
 		w.ends(f.Span, func() { w.gateway(n, w.plan.Gateways>>n.i&1 == 1) })
+	case Expunge:
+		n.step(n.boot, func() { w.obs.expunge(n, f.N) })
 	case MailQuota:
 		w.full[f.N]++
 		w.ends(f.Span, func() { w.full[f.N]-- })

@@ -32,8 +32,9 @@ type observer struct {
 	moved   map[int]bool                       // users whose home has changed
 	seen    map[place]map[mailstore.UID]string // what stood under a UID
 	next    map[place]mailstore.UID
-	reports map[string]int    // kind, number, recipient
-	papers  map[string]string // and the report's id
+	going   map[place]map[mailstore.UID]bool // expunges that were asked for; true: and answered
+	reports map[string]int                   // kind, number, recipient
+	papers  map[string]string                // and the report's id
 }
 
 // client is a sender at a node: it sends one message after the other.
@@ -57,7 +58,7 @@ type place struct {
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
 		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{},
-		seen: map[place]map[mailstore.UID]string{}, next: map[place]mailstore.UID{}, reports: map[string]int{}, papers: map[string]string{}}
+		seen: map[place]map[mailstore.UID]string{}, next: map[place]mailstore.UID{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}}
 }
 
 func (o *observer) name(id transport.MessageID) string {
@@ -190,10 +191,14 @@ func (o *observer) read(n *node, user int) {
 		known = map[mailstore.UID]string{}
 		o.seen[p] = known
 	}
-	there := 0
+	there, missing := 0, 0
 	for i, m := range list {
 		if i > 0 && m.UID <= list[i-1].UID || m.UID >= st.UIDNext {
 			o.w.violation("I4: u%d at %s has a UID %d after %d, UIDNEXT is %d", user, n.name, m.UID, list[max(i, 1)-1].UID, st.UIDNext)
+			return
+		}
+		if o.going[p][m.UID] {
+			o.w.violation("I4: expunged UID %d of u%d at %s is there again", m.UID, user, n.name)
 			return
 		}
 		if _, ok := known[m.UID]; ok {
@@ -215,8 +220,49 @@ func (o *observer) read(n *node, user int) {
 		o.w.hash.string(what)
 		o.w.hash.uint(uint64(m.UID))
 	}
-	if there != len(known) {
-		o.w.violation("I1: %d messages of u%d at %s are gone", len(known)-there, user, n.name)
+	for uid := range o.going[p] {
+		if !slices.ContainsFunc(list, func(m mailstore.Info) bool { return m.UID == uid }) {
+			missing++
+			o.going[p][uid] = true // gone for good, answered or not
+		}
+	}
+	if there+missing != len(known) {
+		o.w.violation("I1: %d messages of u%d at %s are gone", len(known)-there-missing, user, n.name)
+	}
+}
+
+// expunge is a reader who removes the older half of what is known.
+func (o *observer) expunge(n *node, user int) {
+	o.read(n, user)
+	p := place{n.i, mailboxOf(user)}
+	mb, err := n.store.Mailbox(p.box)
+	if err != nil || len(o.w.wrong) > 0 {
+		return
+	}
+	f, err := mb.Folder("INBOX")
+	if err != nil {
+		return
+	}
+	uids := slices.DeleteFunc(sorted(o.seen[p]), func(u mailstore.UID) bool { _, gone := o.going[p][u]; return gone })
+	uids = uids[:len(uids)/2]
+	if len(uids) == 0 {
+		return
+	}
+	if o.going[p] == nil {
+		o.going[p] = map[mailstore.UID]bool{}
+	}
+	for _, u := range uids {
+		o.going[p][u] = false
+	}
+	if _, _, err := f.SetFlags(o.w.ctx, uids, mailstore.FlagsAdd, []mailstore.Flag{mailstore.Deleted}, 0); err != nil {
+		return
+	}
+	gone, err := f.Expunge(o.w.ctx, uids)
+	o.w.note("u%d expunges %d of %d at %s: %v", user, len(gone), len(uids), n.name, err)
+	if err == nil {
+		for _, u := range gone {
+			o.going[p][u] = true
+		}
 	}
 }
 

@@ -233,7 +233,9 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 		p.moved(now, dest, l, r, a, &c)
 	default: // Deferred, and whatever a carrier may invent
 		if now-l.Accepted >= p.life(dest) {
-			c.Last = p.expired(dest, &res, "")
+			if givenUpIsFinal {
+				c.Last = p.expired(dest, &res, "")
+			}
 			p.fail(l, r, &c)
 			break
 		}

@@ -107,7 +107,7 @@ func (s *source) take(ctx context.Context) (out *transport.Leg, wake <-chan stru
 		for i := range r.Rcpts {
 			if r.Rcpts[i].N == n {
 				rc := r.Rcpts[i].R
-				rc.Delayed = rc.Delayed || r.Rcpts[i].Delayed
+				rc.Delayed = rc.Delayed || delayToldOnce && r.Rcpts[i].Delayed
 				out.Rcpts = append(out.Rcpts, rc)
 				out.Attempts = max(out.Attempts, r.Rcpts[i].Attempts)
 			}

@@ -1,0 +1,5 @@
+//go:build mutant_former_home
+
+package mailstore
+
+const homeOnly = false

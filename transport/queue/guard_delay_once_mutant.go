@@ -1,0 +1,5 @@
+//go:build mutant_delay_twice
+
+package queue
+
+const delayToldOnce = false

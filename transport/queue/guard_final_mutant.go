@@ -1,0 +1,5 @@
+//go:build mutant_final
+
+package queue
+
+const givenUpIsFinal = false
