@@ -44,7 +44,7 @@ func (n *node) carry(dest transport.Destination) {
 		return
 	}
 	c := &carry{n: n, dest: dest, c: qc}
-	n.carrys = append(n.carrys, c)
+	n.carries = append(n.carries, c)
 	switch dest.Scope {
 	case transport.ScopeLocal:
 		c.local = delivery.New(delivery.Config{Name: func() string { return n.name }}, n).ByHand(qc)
@@ -96,16 +96,16 @@ func (c *carry) end(err error) {
 	}
 	c.n.w.obs.forgot(c.told)
 	c.n.unsure = slices.DeleteFunc(c.n.unsure, func(k copyOf) bool { return slices.Contains(c.told, k) })
-	if i := slices.Index(c.n.carrys, c); i >= 0 {
-		c.n.carrys = slices.Delete(c.n.carrys, i, i+1)
+	if i := slices.Index(c.n.carries, c); i >= 0 {
+		c.n.carries = slices.Delete(c.n.carries, i, i+1)
 	}
 	c.c.End(err)
 }
 
 const window = 64 // relay's
 
-// go1 does one thing, if there is one to do.
-func (c *carry) go1() bool {
+// advance does one thing, if there is one to do.
+func (c *carry) advance() bool {
 	if c.over || !c.ready || c.busy || c.out >= window {
 		return false
 	}

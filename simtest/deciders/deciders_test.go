@@ -80,6 +80,7 @@ type total struct {
 	mu                            sync.Mutex
 	seeds, events, taken, reports int
 	virtual                       time.Duration
+	trace                         uint64 // the sum of all runs' hashes: equal for equal seeds and code
 	faults                        map[Kind]int
 	failed                        []*Result
 	began                         time.Time
@@ -93,6 +94,7 @@ func (a *total) add(r *Result) {
 	a.taken += r.Taken
 	a.reports += r.Reports
 	a.virtual += r.Virtual
+	a.trace += r.Hash
 	for k, n := range r.Faults {
 		a.faults[k] += n
 	}
@@ -103,8 +105,8 @@ func (a *total) add(r *Result) {
 
 func (a *total) String() string {
 	took := time.Since(a.began)
-	s := fmt.Sprintf("%d seeds, %.0f a minute; %.0f virtual hours a real minute; %d messages taken, %d failures reported, %d events; %d violations\nfaults:",
-		a.seeds, float64(a.seeds)/took.Minutes(), a.virtual.Hours()/took.Minutes(), a.taken, a.reports, a.events, len(a.failed))
+	s := fmt.Sprintf("%d seeds, %.0f a minute; %.0f virtual hours a real minute; %d messages taken, %d failures reported, %d events; %d violations; trace %016x\nfaults:",
+		a.seeds, float64(a.seeds)/took.Minutes(), a.virtual.Hours()/took.Minutes(), a.taken, a.reports, a.events, len(a.failed), a.trace)
 	for _, k := range slices.Sorted(maps.Keys(a.faults)) {
 		s += fmt.Sprintf(" %s %d", k, a.faults[k])
 	}
@@ -168,7 +170,7 @@ func TestDays(t *testing.T) {
 	})
 	t.Log(a)
 	for i, r := range a.failed {
-		t.Errorf("seed %d: %s", r.Plan.Seed, strings.Join(r.Violations, "\n"))
+		t.Errorf("seed %d, trace %016x: %s", r.Plan.Seed, r.Hash, strings.Join(r.Violations, "\n"))
 		if i == 0 {
 			explain(t, r.Plan)
 		}

@@ -42,18 +42,18 @@ type node struct {
 	have, applied int             // commands in its log, and applied
 
 	// Of this life.
-	up     bool
-	boot   int
-	paused int
-	late   []func() // steps that wait for the end of a pause
-	rand   *rand.ChaCha8
-	j      *journal.Journal
-	store  *mailstore.Store
-	q      *queue.Queue
-	hand   *queue.Hand
-	carrys []*carry
-	shun   map[mesh.NodeID]time.Time
-	agent  map[mesh.NodeID]*visit
+	up      bool
+	boot    int
+	paused  int
+	late    []func() // steps that wait for the end of a pause
+	rand    *rand.ChaCha8
+	j       *journal.Journal
+	store   *mailstore.Store
+	q       *queue.Queue
+	hand    *queue.Hand
+	carries []*carry
+	shun    map[mesh.NodeID]time.Time
+	agent   map[mesh.NodeID]*visit
 
 	view      *mesh.View
 	viewTopo  uint64
@@ -105,7 +105,7 @@ func (n *node) start() error {
 	var seed [32]byte
 	copy(seed[:], fmt.Sprintf("%d %d %d", n.w.plan.Seed, n.i, n.boot))
 	n.rand = rand.NewChaCha8(seed)
-	n.view, n.carrys, n.shun, n.agent = nil, nil, map[mesh.NodeID]time.Time{}, map[mesh.NodeID]*visit{}
+	n.view, n.carries, n.shun, n.agent = nil, nil, map[mesh.NodeID]time.Time{}, map[mesh.NodeID]*visit{}
 	n.wake, n.flushing, n.commits, n.repeater = 0, false, false, false
 	n.unsure, n.unsynced, n.late, n.astray = nil, nil, nil, map[copyOf]bool{}
 	n.fs.Hook = n.disk
@@ -248,8 +248,8 @@ func (n *node) pump() {
 			n.carry(d)
 		}
 		busy := len(starts) > 0
-		for _, c := range append([]*carry(nil), n.carrys...) {
-			busy = c.go1() || busy
+		for _, c := range append([]*carry(nil), n.carries...) {
+			busy = c.advance() || busy
 		}
 		n.hand.Clerk(false)
 		if busy {
@@ -261,7 +261,7 @@ func (n *node) pump() {
 		if wait >= 0 {
 			n.wakeIn(wait)
 		}
-		if !n.flushing && (n.j.Stats().Waiting > 0 || slices.ContainsFunc(n.carrys, (*carry).under)) {
+		if !n.flushing && (n.j.Stats().Waiting > 0 || slices.ContainsFunc(n.carries, (*carry).under)) {
 			n.flushing = true
 			boot := n.boot
 			n.w.after(n.syncTime(), func() {
@@ -312,7 +312,7 @@ func (n *node) flush() {
 			})
 		})
 	}
-	for _, c := range append([]*carry(nil), n.carrys...) {
+	for _, c := range append([]*carry(nil), n.carries...) {
 		c.synced()
 	}
 	if !n.commits {
@@ -379,7 +379,7 @@ func (n *node) crash(f Fault) {
 func (n *node) dead() {
 	n.up, n.crashIn, n.failSync = false, 0, false
 	n.boot++
-	n.carrys, n.late = nil, nil
+	n.carries, n.late = nil, nil
 }
 
 // calm ends the node's own faults.

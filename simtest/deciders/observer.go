@@ -302,7 +302,7 @@ func (o *observer) identify(n *node, f *mailstore.Folder, uid mailstore.UID, use
 // report checks a delivery report: it goes to the sender, who is somebody of
 // ours, and there is one of each kind for each recipient.
 func (o *observer) report(n *node, s *sent, text []byte, user int) (string, bool) {
-	from, _ := field(text[bytes.Index(text, []byte("X-Number: "))-200:], "From: <")
+	from, _ := field(text[max(0, bytes.Index(text, []byte("X-Number: "))-200):], "From: <")
 	kind, _ := field(text, "Action: ")
 	what := fmt.Sprintf("%s m%d", kind, s.num)
 	if from = strings.TrimSuffix(from, ">"); from != address(user) {
