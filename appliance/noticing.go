@@ -35,6 +35,9 @@ func (n *Node) heardNotice(peer mesh.NodeID, was, is notice.Facts, first bool) {
 		return
 	}
 	n.queue.Room(transport.Destination{Scope: transport.ScopeNode, Node: peer})
+	if was.Full {
+		n.relay.PeerUp(peer) // it did not dial a full disk
+	}
 	if first || was.Full {
 		n.queue.Room(transport.Destination{Scope: transport.ScopeGateway})
 	}

@@ -302,6 +302,17 @@ func TestWantOfSpaceAndRoomAreToldOnceEach(t *testing.T) {
 		if s := x.take(); !slices.Equal(s, []bool{false}) || j.Full() {
 			t.Fatal(s)
 		}
+		free.Store(1 << 20)
+		time.Sleep(time.Second)
+		if s := x.take(); !j.Full() || len(s) != 0 { // who asks waits for room as well
+			t.Fatal(s)
+		}
+		time.Sleep(time.Minute)
+		free.Store(1 << 30)
+		time.Sleep(time.Second)
+		if s := x.take(); !slices.Equal(s, []bool{true, false}) || j.Full() {
+			t.Fatal(s)
+		}
 		d.Close(t)
 	})
 }

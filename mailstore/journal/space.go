@@ -8,8 +8,13 @@ import (
 
 // Full reports whether nothing new should be begun: the disk is below its floor,
 // or kept a record out a moment ago. What was begun is still written while it
-// fits.
-func (j *Journal) Full() bool { return j.full.Load() || j.view.Full() }
+// fits. Who is told so hears of room by Options.Space.
+func (j *Journal) Full() bool {
+	if j.view.Full() {
+		j.noteShort()
+	}
+	return j.full.Load()
+}
 
 // refuse is Admit's answer to want of space.
 func (j *Journal) refuse() error {

@@ -47,7 +47,7 @@ const (
 	// read slower.
 	pause = time.Second
 	// retry is how long after a stream broke the next is opened, while the peer
-	// may be reached; after several that did not open, only news of the peer helps.
+	// may be reached; after several that did not live, only news of the peer helps.
 	retry   = 5 * time.Second
 	retries = 3
 	// open bounds the opening of a stream, write the sending of a frame.
@@ -189,25 +189,25 @@ func (b *Board) talk(ctx context.Context, peer mesh.NodeID, up <-chan struct{}) 
 		case <-again:
 			left--
 		}
-		opened, err := b.tell(ctx, peer)
+		began := time.Now()
+		err := b.tell(ctx, peer)
 		if ctx.Err() != nil {
 			return
 		}
-		if opened {
+		if time.Since(began) > retry { // not one that refuses the service, say of an older version
 			left = retries
 		}
 		b.d.Logger.Debug("notices end", "peer", b.d.Name(peer), "err", err)
 	}
 }
 
-// tell opens a stream and sends this node's facts until the stream ends. opened:
-// the peer was reached.
-func (b *Board) tell(ctx context.Context, peer mesh.NodeID) (opened bool, err error) {
+// tell opens a stream and sends this node's facts until the stream ends.
+func (b *Board) tell(ctx context.Context, peer mesh.NodeID) error {
 	dctx, cancel := context.WithTimeout(ctx, open)
 	c, err := b.d.Dial(dctx, peer, Service)
 	cancel()
 	if err != nil {
-		return false, err
+		return err
 	}
 	ctx, end := context.WithCancelCause(ctx)
 	var wg sync.WaitGroup
@@ -228,21 +228,21 @@ func (b *Board) tell(ctx context.Context, peer mesh.NodeID) (opened bool, err er
 		if first || !own.equal(said) {
 			p, err := encode(own)
 			if err != nil {
-				return true, err
+				return err
 			}
 			c.SetWriteDeadline(time.Now().Add(write))
 			if _, err := c.Write(p); err != nil {
-				return true, fmt.Errorf("send notices to %s: %w", b.d.Name(peer), err)
+				return fmt.Errorf("send notices to %s: %w", b.d.Name(peer), err)
 			}
 			said, first = own, false
 			if err := rest(ctx); err != nil {
-				return true, err
+				return err
 			}
 		}
 		select {
 		case <-change:
 		case <-ctx.Done():
-			return true, context.Cause(ctx)
+			return context.Cause(ctx)
 		}
 	}
 }

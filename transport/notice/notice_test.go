@@ -159,11 +159,33 @@ func TestABrokenStreamIsOpenedAgain(t *testing.T) {
 		w[2].said()
 		for range 10 {
 			w[1].cut(false)
-			time.Sleep(retry + pause)
+			time.Sleep(2*retry + 2*pause)
 			synctest.Wait()
 			if !w[2].Full(1) {
 				t.Fatal("the facts were not told again")
 			}
+		}
+	})
+}
+
+func TestAPeerThatRefusesTheServiceIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		dials := 0
+		b := New(Deps{Name: func(mesh.NodeID) string { return "old" }, Dial: func(context.Context, mesh.NodeID, string) (net.Conn, error) {
+			dials++
+			near, far := net.Pipe()
+			far.Close()
+			return near, nil
+		}})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { defer close(done); b.Run(ctx) }()
+		b.PeerUp(4)
+		time.Sleep(time.Hour)
+		cancel()
+		<-done
+		if dials != 1+retries {
+			t.Errorf("%d dials in an hour", dials)
 		}
 	})
 }
