@@ -49,8 +49,13 @@ func (n *Node) mended(f Flaw) {
 	n.board.Set(health.Condition{Name: "node.file-mended", About: f.File, Severity: health.Notice, Text: sentence("a file of this node was damaged and has been made whole: " + f.String()), Next: "Look after the disk."})
 }
 
-// spacePoll is how often a node that starts on a full disk looks again.
-const spacePoll = time.Second
+// A node that starts on a full disk looks again every spacePoll; on one that
+// fails, after failedPoll, twice as long each time, up to failedPollMax.
+const (
+	spacePoll     = time.Second
+	failedPoll    = time.Second
+	failedPollMax = time.Minute
+)
 
 // viewDir is where the view lies.
 func (n *Node) viewDir() string { return filepath.Join(n.cfg.Data, "view") }
@@ -60,30 +65,52 @@ func noRoom(err error) bool {
 	return errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) || errors.Is(err, kv.ErrNoSpace) || errors.Is(err, transport.ErrNoSpace)
 }
 
-// patiently does a step of the start, again and again while the disk is full:
-// the pages say so meanwhile, and it goes on by itself. The first step that
-// finds no room gives the ballast up, whichever it is: a few blocks are enough
-// for most of them.
+// failing reports whether an error means that the disk did not do what it was
+// told: it may do so the next time, or once a person has looked after it.
+func failing(err error) bool { return errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EROFS) }
+
+// patiently does a step of the start, again and again while the disk is full or
+// fails: the pages say so meanwhile, and it goes on by itself. The first step
+// that finds no room gives the ballast up, whichever it is: a few blocks are
+// enough for most of them.
 func (n *Node) patiently(ctx context.Context, step func() error) error {
 	was := *n.stage.Load()
+	full := health.Condition{Name: journal.CondNoSpace, About: "start", Severity: health.Problem,
+		Text: "This node cannot start because its disk is full.", Next: "Make room on the disk; the node goes on by itself."}
+	fails := health.Condition{Name: "node.disk-fails", About: "start", Severity: health.Problem,
+		Next: "Look after the disk; the node tries again by itself, at least every minute."}
+	pause := failedPoll / 2
 	for {
 		err := step()
-		if !noRoom(err) {
-			n.board.Clear(journal.CondNoSpace, "start")
+		var wait time.Duration
+		switch {
+		case noRoom(err):
+			if freed, sunk := kv.GiveUpBallast(n.viewDir()); sunk != nil {
+				n.log.Error("the ballast cannot be given up", "err", sunk)
+			} else if freed {
+				n.log.Warn("the disk is full; the ballast is given up for the start", "err", err)
+				continue
+			}
+			n.setStage("the disk is full: " + err.Error())
+			n.board.Set(full)
+			n.board.Clear(fails.Name, fails.About)
+			wait = spacePoll
+		case failing(err):
+			n.log.Error("the disk fails; the start is tried again", "err", err)
+			n.setStage("the disk fails: " + err.Error())
+			fails.Text = sentence("this node cannot start because its disk fails: " + err.Error())
+			n.board.Set(fails)
+			n.board.Clear(full.Name, full.About)
+			pause = min(2*pause, failedPollMax)
+			wait = pause
+		default:
+			n.board.Clear(full.Name, full.About)
+			n.board.Clear(fails.Name, fails.About)
 			n.setStage(was)
 			return err
 		}
-		if freed, sunk := kv.GiveUpBallast(n.viewDir()); sunk != nil {
-			n.log.Error("the ballast cannot be given up", "err", sunk)
-		} else if freed {
-			n.log.Warn("the disk is full; the ballast is given up for the start", "err", err)
-			continue
-		}
-		n.setStage("the disk is full: " + err.Error())
-		n.board.Set(health.Condition{Name: journal.CondNoSpace, About: "start", Severity: health.Problem,
-			Text: "This node cannot start because its disk is full.", Next: "Make room on the disk; the node goes on by itself."})
 		select {
-		case <-time.After(spacePoll):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		}

@@ -159,6 +159,24 @@ func TestDiskFullAtTheMaster(t *testing.T) {
 	})
 }
 
+// A disk that fails while a node starts is no reason to wait for a person: it
+// says so and tries again.
+func TestAStartOnADiskThatFailsIsTriedAgain(t *testing.T) {
+	tale(t, 2, func(w *World) {
+		w.Send(20).From("hq").To("plzen", "hq")
+		w.Kill("hq")
+		hq := w.Office("hq")
+		hq.FailSync()
+		began := time.Now()
+		hq.Start()
+		if took := time.Since(began); took > 5*time.Second {
+			t.Errorf("hq started after %v", took)
+		}
+		w.Send(1).From("hq").To("plzen")
+		w.Until("all is there", drainLimit, w.drained)
+	})
+}
+
 // What the outside answered could not be recorded: a gateway with a full disk
 // waits, so that nothing leaves twice when its power fails as well.
 func TestAGatewayWithAFullDiskSendsNothing(t *testing.T) {
@@ -258,6 +276,7 @@ var found = []struct {
 	{4, "a node whose log had failed never ended: a relay waited for a record", 2, 5 * time.Minute},
 	{12, "a home whose log failed let others wait for minutes", 3, 5 * time.Minute},
 	{14, "a full disk refused a record: its leg was stuck for ever", 2, 5 * time.Minute},
+	{5089, "a sync that failed once at a start kept the node from ever starting", 2, 5 * time.Minute},
 	{20, "refused with 451 and yet delivered: the sync had failed", 3, 5 * time.Minute},
 }
 
