@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"posthouse/appliance/joining"
@@ -103,6 +104,7 @@ func (k *keeper) get() record {
 func (k *keeper) change(f func(*record)) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
+	k.rec.Peers = slices.Clone(k.rec.Peers) // who was given the record before may still read its peers
 	f(&k.rec)
 	for i := range k.rec.Peers {
 		k.rec.Peers[i].KeyHex = k.rec.Peers[i].Key.String()
