@@ -371,7 +371,11 @@ func (x *player) watch(stop chan struct{}) {
 				x.mu.Lock()
 				x.w.checked(OneMaster, 1)
 				term := [2]uint64{s.Generation, s.Term}
-				if was, ok := x.terms[term]; ok && was != o.Name {
+				was, ok := x.terms[term]
+				if !ok {
+					x.w.note("%s leads, term %d", o.Name, s.Term)
+				}
+				if ok && was != o.Name {
 					x.w.violation(OneMaster, "%s and %s are both master of term %d", was, o.Name, s.Term)
 				}
 				x.terms[term] = o.Name

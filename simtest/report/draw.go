@@ -18,6 +18,7 @@ const (
 	right     = 24.0
 	laneHigh  = 46.0
 	queueHigh = 200.0
+	ageHigh   = 110.0
 	histHigh  = 180.0
 	axisHigh  = 26.0
 )
@@ -284,6 +285,40 @@ func queues(r *record.Record) template.HTML {
 		}
 		s.add(`<rect class="area o%d" x="%.1f" y="%.1f" width="11" height="11" rx="2"/>`, o%8, x, top+2)
 		s.text("key", x+16, top+12, name)
+	}
+	return s.close()
+}
+
+// oldest draws the age of what waited longest for another office, as each
+// office saw it.
+func oldest(r *record.Record) template.HTML {
+	most := time.Duration(0)
+	for _, x := range r.Samples {
+		for _, age := range x.Oldest {
+			most = max(most, time.Duration(age)*time.Second)
+		}
+	}
+	if most < time.Second {
+		return ""
+	}
+	top, bottom := 10.0, 10+ageHigh
+	s := open(r.Length, bottom+axisHigh, "The age of the oldest message that waits at each office over time")
+	s.timeAxis(top, bottom)
+	y := func(d time.Duration) float64 { return bottom - ageHigh*float64(d)/float64(most)*0.95 }
+	for _, d := range []time.Duration{0, most / 2, most} {
+		s.add(`<line class="grid" x1="%.1f" x2="%.1f" y1="%.1f" y2="%.1f"/>`, margin, width-right, y(d), y(d))
+		label := "0"
+		if d > 0 {
+			label = Spell(d)
+		}
+		s.text("left", margin-12, y(d)+4, label)
+	}
+	for o, name := range r.Offices {
+		var line strings.Builder
+		for _, x := range r.Samples {
+			fmt.Fprintf(&line, "%.1f,%.1f ", s.x(x.At), y(time.Duration(x.Oldest[o])*time.Second))
+		}
+		s.add(`<polyline class="age l%d" points="%s"><title>the oldest at %s</title></polyline>`, o%8, line.String(), template.HTMLEscapeString(name))
 	}
 	return s.close()
 }

@@ -26,6 +26,7 @@ type page struct {
 	Held       bool
 	Lanes      template.HTML
 	Queues     template.HTML
+	Oldest     template.HTML
 	Deliveries template.HTML
 	Figures    []figure
 	Keys       []key
@@ -52,7 +53,7 @@ func Write(w io.Writer, r *record.Record) error {
 	if len(p.Story) > mostMoments {
 		p.Story, p.Left = p.Story[:mostMoments], len(p.Story)-mostMoments
 	}
-	p.Lanes, p.Queues, p.Deliveries = lanes(r), queues(r), deliveries(r)
+	p.Lanes, p.Queues, p.Oldest, p.Deliveries = lanes(r), queues(r), oldest(r), deliveries(r)
 	p.Keys = keys(r)
 	most, longest := 0, 0.0
 	for _, s := range r.Samples {
