@@ -93,7 +93,7 @@ func (k *keeper) boot() error {
 	return k.change(func(r *record) { r.Boots = boots })
 }
 
-// get returns the record as it is now.
+// get returns the record as it is now; what it refers to does not change.
 func (k *keeper) get() record {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -106,6 +106,7 @@ func (k *keeper) change(f func(*record)) error {
 	defer k.mu.Unlock()
 	k.rec.Peers = slices.Clone(k.rec.Peers) // who was given the record before may still read its peers
 	f(&k.rec)
+	k.rec.Peers = slices.Clone(k.rec.Peers) // get has handed the old ones out
 	for i := range k.rec.Peers {
 		k.rec.Peers[i].KeyHex = k.rec.Peers[i].Key.String()
 	}
