@@ -49,8 +49,8 @@ type Office struct {
 	crashAt  atomic.Int64 // operations until the disk stops; 0: never
 	crash    func()       // what follows then
 	stopped  atomic.Bool  // the disk has stopped by itself
-	syncTime time.Duration
-	expected atomic.Bool // the process may end by itself: its disk failed
+	syncTime atomic.Int64 // a time.Duration: what each sync takes
+	expected atomic.Bool  // the process may end by itself: its disk failed
 	full     bool
 	apart    atomic.Bool // not a member: has not joined yet, is burnt or revoked
 	burnt    atomic.Bool
@@ -86,7 +86,7 @@ func newOffice(w *World, name string, addr netip.Addr, cfg *config.Config) *Offi
 
 // setDisk puts a disk in, with the hook through which a scenario breaks it.
 func (o *Office) setDisk(d *simfs.FS) {
-	d.SyncTime = o.syncTime
+	d.SyncTime = time.Duration(o.syncTime.Load())
 	d.Hook = func(op simfs.Op) simfs.Fault {
 		if n := o.crashAt.Load(); n > 0 && o.crashAt.Add(-1) == 0 {
 			o.expected.Store(true)
@@ -272,7 +272,7 @@ func (o *Office) Stop() {
 	defer done()
 	o.w.note("%s is stopped", o.Name)
 	o.keepState(record.Off)
-	began, slow := time.Now(), o.syncTime
+	began, slow := time.Now(), o.syncTime.Load()
 	p.cancel()
 	<-p.gone
 	o.forgets(began)
@@ -280,7 +280,7 @@ func (o *Office) Stop() {
 		o.w.tb.Errorf("%s ended with: %v", o.Name, p.err)
 	}
 	o.w.checked(NothingIsLeft, 1)
-	if took := time.Since(began); took > stopTime+stopSyncs*max(slow, o.syncTime) {
+	if took := time.Since(began); took > stopTime+stopSyncs*time.Duration(max(slow, o.syncTime.Load())) {
 		o.w.violation(NothingIsLeft, "%s took %v to stop", o.Name, took)
 	}
 	o.crashAt.Store(0)
@@ -370,7 +370,7 @@ func (o *Office) Fill(n int64) {
 // SlowDisk makes each sync take d.
 func (o *Office) SlowDisk(d time.Duration) {
 	o.w.note("%s: a sync takes %v", o.Name, d)
-	o.syncTime = d
+	o.syncTime.Store(int64(d))
 	if o.Up() {
 		o.keepState(map[bool]record.Power{true: record.SlowIO, false: record.On}[d > 0])
 	}

@@ -404,7 +404,7 @@ func (x *player) calm() {
 		if o.full {
 			o.Fill(-1)
 		}
-		if o.syncTime != 0 {
+		if o.syncTime.Load() != 0 {
 			o.SlowDisk(0)
 		}
 	}
