@@ -204,9 +204,5 @@ func (r raftNetwork) Accept(ctx context.Context) (net.Conn, mesh.NodeID, error) 
 	if err != nil {
 		return nil, 0, err
 	}
-	if r.n.witness.suspect(c.Peer()) {
-		c.Close() // it has forgotten what it voted
-		return r.Accept(ctx)
-	}
 	return c, c.Peer(), nil
 }

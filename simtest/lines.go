@@ -61,6 +61,19 @@ func (w *World) SendPacket(p simnet.Packet) error {
 	return nil
 }
 
+// gate is the network as a new endpoint meets it: packets for it pass once it is
+// open, since simnet makes an endpoint known before it can take one.
+type gate struct {
+	*World
+	addr net.Addr
+	node simnet.PacketReceiver
+}
+
+// AddNode implements simnet.Router.
+func (g *gate) AddNode(addr net.Addr, node simnet.PacketReceiver) { g.addr, g.node = addr, node }
+
+func (g *gate) open() { g.World.AddNode(g.addr, g.node) }
+
 // latency is what a packet's line takes. simnet asks once for each packet, in
 // the order in which they were sent.
 func (w *World) latency(p simnet.Packet) time.Duration {

@@ -127,9 +127,11 @@ func (o *Office) Start() {
 	o.w.note("%s starts", o.Name)
 	o.keepState(record.On)
 	p := &process{o: o, gone: make(chan struct{}), began: time.Now()}
-	p.line = &simnet.Simnet{Router: o.w}
+	gate := &gate{World: o.w}
+	p.line = &simnet.Simnet{Router: gate}
 	p.socket = p.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{LatencyFunc: o.w.latency})
 	p.line.Start()
+	gate.open()
 	o.expected.Store(false)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel, o.run = cancel, p

@@ -184,7 +184,8 @@ func (e *Election) welcome(ctx context.Context, c net.Conn, from mesh.NodeID) er
 
 // guarded is Raft's transport with one guard: a node that lost what it had
 // voted and stored neither votes nor stands for election until it has again
-// all that the leader has. Else two halves of a majority could forget together.
+// all that the leader has, and those who know that it did neither ask for its
+// vote nor give it theirs. Else two halves of a majority could forget together.
 type guarded struct {
 	*raft.NetworkTransport
 	mute    atomic.Bool
@@ -202,12 +203,9 @@ func newGuarded(t *raft.NetworkTransport, trusted func(mesh.NodeID) bool) *guard
 		for {
 			select {
 			case r := <-t.Consumer():
-				switch r.Command.(type) {
-				case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
-					if g.mute.Load() {
-						r.Respond(nil, errMute)
-						continue
-					}
+				if err := g.mayVote(r.Command); err != nil {
+					r.Respond(nil, err)
+					continue
 				}
 				select {
 				case g.rpc <- r:
@@ -227,13 +225,28 @@ func (g *guarded) Consumer() <-chan raft.RPC { return g.rpc }
 
 var errForgot = errors.New("that node has forgotten what it voted")
 
-// mayAsk says whether a vote may be asked for, and of this node.
+// mayAsk says whether a vote may be asked for, and of this node, or given to it.
 func (g *guarded) mayAsk(of raft.ServerID) error {
 	if g.mute.Load() {
 		return errMute
 	}
 	if id, err := mesh.ParseNodeID(string(of)); err == nil && !g.trusted(id) {
 		return errForgot
+	}
+	return nil
+}
+
+// mayVote says whether what a peer asks for may be done: no vote for a node that
+// has forgotten its own. What it sends once a majority has chosen it is taken
+// all the same: its being trusted again may stand in what it sends.
+func (g *guarded) mayVote(ask any) error {
+	switch ask := ask.(type) {
+	case *raft.TimeoutNowRequest:
+		if g.mute.Load() {
+			return errMute
+		}
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest:
+		return g.mayAsk(raft.ServerID(ask.(raft.WithRPCHeader).GetRPCHeader().ID))
 	}
 	return nil
 }
