@@ -40,6 +40,8 @@ var found = []struct {
 	{"a former home took mail although it knew the new one", 2309, "defer.0 drop-reply.1 cut.0 refuse.0 crash-at.0 home.0", nil},
 	{"the same, after it was cut off", 2657, "cut-one-way.0 home.0 cut.6 crash.0", []int{149}},
 	{"the same, of a report", 2989, "shut.0 home.1", []int{37}},
+	{"mail overtook a deferral that a full disk kept out of the log", 11892, "full.0 pause.0 quota.0 pause.1", nil},
+	{"the same, at another hour", 15258, "", nil},
 }
 
 // kept returns the plan of a line of found.

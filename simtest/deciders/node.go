@@ -145,6 +145,9 @@ func (n *node) start() error {
 		Host: func() string { return n.name + "." + domainName }, Postmaster: func() string { return "postmaster@" + domainName },
 		Finals: func(origin mesh.NodeID) { n.see(origin, askAfter) },
 		Event: func(e queue.Event) {
+			if n.w.obs.msgs[e.ID] == nil && e.What == "deferred" {
+				n.w.obs.stuck[e.Recipient] = true
+			}
 			n.w.note("%s %s %s by %s to %s: %d %s", n.name, e.What, n.w.obs.name(e.ID), e.Dest, e.Recipient, e.Result.Code, e.Result.Text)
 		},
 	}
@@ -258,6 +261,7 @@ func (n *node) pump() {
 		if n.dying() {
 			return
 		}
+		n.refused() // also of what a call waited for itself
 		if wait >= 0 {
 			n.wakeIn(wait)
 		}
@@ -300,17 +304,8 @@ func (n *node) flush() {
 	if n.j.Err() != nil {
 		return
 	}
-	if !n.hand.Refused() {
+	if !n.refused() {
 		n.unsynced = n.unsynced[told:]
-	} else if !n.repeater {
-		n.repeater = true
-		boot := n.boot
-		n.w.after(queue.RepeatEvery, func() {
-			n.step(boot, func() {
-				n.repeater = false
-				n.hand.Repeat()
-			})
-		})
 	}
 	for _, c := range append([]*carry(nil), n.carries...) {
 		c.synced()
@@ -325,6 +320,25 @@ func (n *node) flush() {
 			}
 		})
 	}
+}
+
+// refused looks after what a full disk kept out, and reports whether there is
+// any.
+func (n *node) refused() bool {
+	if !n.hand.Refused() {
+		return false
+	}
+	if !n.repeater {
+		n.repeater = true
+		boot := n.boot
+		n.w.after(queue.RepeatEvery, func() {
+			n.step(boot, func() {
+				n.repeater = false
+				n.hand.Repeat()
+			})
+		})
+	}
+	return true
 }
 
 // disk is the hook of the node's disk: faults.

@@ -130,6 +130,9 @@ func (q *Queue) rewind(d *dest) {
 		if l.out != nil || q.busy[legName{d.key, l.seq}] > 0 {
 			keep = append(keep, l)
 			d.note(l.seq, l.row, q.clock.now())
+			if l.out == nil {
+				d.keepBack(l.seq, l.row) // its record, perhaps a deferral, is not applied yet
+			}
 			continue
 		}
 		delete(d.bySeq, l.seq)
@@ -161,6 +164,21 @@ func (d *dest) note(seq uint64, r *row, now time.Duration) {
 		}
 		d.due = min(d.due, due)
 		if p, ok := pairOf(r.From, &rc.R); ok {
+			if at, ok := d.holds[p]; !ok || seq < at {
+				d.holds[p] = seq
+			}
+		}
+	}
+}
+
+// keepBack holds back whoever comes behind a leg whose waiting recipients' state
+// is about to change. What stays waiting goes on holding, what ends lifts it.
+func (d *dest) keepBack(seq uint64, r *row) {
+	for i := range r.Rcpts {
+		if r.Rcpts[i].State != Waiting {
+			continue
+		}
+		if p, ok := pairOf(r.From, &r.Rcpts[i].R); ok {
 			if at, ok := d.holds[p]; !ok || seq < at {
 				d.holds[p] = seq
 			}
