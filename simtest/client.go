@@ -170,10 +170,6 @@ func (w *World) Login(office, password string) (*imapclient.Client, error) {
 
 // LogInAs is Login for any office's user.
 func (w *World) LogInAs(office, user, password string) (*imapclient.Client, error) {
-	return w.login(office, user, password, nil)
-}
-
-func (w *World) login(office, user, password string, hear *imapclient.UnilateralDataHandler) (*imapclient.Client, error) {
 	o := w.Office(office)
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
@@ -181,7 +177,7 @@ func (w *World) login(office, user, password string, hear *imapclient.Unilateral
 	if err != nil {
 		return nil, err
 	}
-	c, err := imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: clientTLS, UnilateralDataHandler: hear})
+	c, err := imapclient.NewStartTLS(conn, &imapclient.Options{TLSConfig: clientTLS})
 	if err != nil {
 		conn.Close()
 		return nil, err

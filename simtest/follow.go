@@ -1,10 +1,15 @@
 package simtest
 
 import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
 	"sync"
 	"time"
-
-	"github.com/emersion/go-imap/v2/imapclient"
 
 	"posthouse/simtest/record"
 )
@@ -25,37 +30,58 @@ func (w *World) read(o *Office) {
 }
 
 // idle reads until the session ends or nobody follows any more. Whatever goes
-// wrong ends it; probes and the last look say what must work.
+// wrong ends it; probes and the last look say what must work. It speaks IMAP
+// itself: the client library asks for capabilities in goroutines of its own,
+// which may meet an IDLE and then hold a mutex for as long.
 func (w *World) idle(o *Office) {
-	c, err := w.login(o.Name, o.Name, "secret", &imapclient.UnilateralDataHandler{Mailbox: func(d *imapclient.UnilateralDataMailbox) {
-		if d.NumMessages != nil {
-			w.ledger.shows(o.Name, int(*d.NumMessages))
-		}
-	}})
-	if err != nil {
-		return
-	}
-	defer c.Close()
-	box, err := c.Select("INBOX", nil).Wait()
-	if err != nil {
-		return
-	}
-	w.ledger.shows(o.Name, int(box.NumMessages))
-	c.Caps() // the library asks for them by itself after a login, which must not meet the IDLE
-	waiting, err := c.Idle()
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	raw, err := w.dial(ctx, netip.AddrPortFrom(o.Addr, 50000), netip.AddrPortFrom(o.Addr, 143).String())
 	if err != nil {
 		return
 	}
 	over := make(chan struct{})
 	var wg sync.WaitGroup
-	wg.Go(func() { waiting.Wait(); close(over) })
-	select {
-	case <-over:
-	case <-w.reading:
-		waiting.Close()
+	wg.Go(func() {
+		select {
+		case <-over:
+		case <-w.reading:
+		}
+		raw.Close()
+	})
+	defer wg.Wait()
+	defer close(over)
+	var c net.Conn = raw
+	r := bufio.NewReader(c)
+	// until reads lines, those of the mailbox too, to the one that begins so.
+	until := func(begin string) bool {
+		for {
+			line, err := r.ReadString('\n')
+			if err != nil {
+				return false
+			}
+			var n int
+			var what string
+			if _, err := fmt.Sscanf(line, "* %d %s", &n, &what); err == nil && what == "EXISTS" {
+				w.ledger.shows(o.Name, n)
+			}
+			if begin != "" && strings.HasPrefix(line, begin) {
+				return true
+			}
+		}
 	}
-	c.Close()
-	wg.Wait()
+	say := func(line, answer string) bool {
+		_, err := fmt.Fprintf(c, "%s\r\n", line)
+		return err == nil && until(answer)
+	}
+	if !until("* OK") || !say("a STARTTLS", "a OK") {
+		return
+	}
+	c = tls.Client(raw, clientTLS)
+	r = bufio.NewReader(c)
+	if say("b LOGIN "+o.Name+"@"+Domain+" secret", "b OK") && say("c SELECT INBOX", "c OK") && say("d IDLE", "+") {
+		until("") // to the end of the session
+	}
 }
 
 // shows notes that an office's INBOX has n messages now.
