@@ -230,12 +230,6 @@ func (h *hash) uint(v uint64) {
 		v >>= 8
 	}
 }
-func (h *hash) bytes(b []byte) {
-	for _, c := range b {
-		h.byte(c)
-	}
-	h.byte(0)
-}
 func (h *hash) string(s string) {
 	for i := range len(s) {
 		h.byte(s[i])
