@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -142,13 +143,24 @@ func (d *disk) cut(kill func(), gone func() bool) {
 }
 
 // fill has another process write until the disk is full, and returns how to
-// give the space back. What it writes lies in a file of that name.
+// give the space back. What it writes lies in a file of that name. ext4 gives
+// freed blocks back with its next commit: it is full when nothing came after one.
 func (d *disk) fill(name string) (release func()) {
 	d.t.Helper()
 	file := filepath.Join(d.dir, name)
-	out, err := exec.Command("dd", "if=/dev/zero", "of="+file, "bs=64k").CombinedOutput()
-	if err == nil || !strings.Contains(string(out), "No space left") {
-		d.t.Fatalf("dd did not fill the disk: %v %s", err, out)
+	for range 20 {
+		out, err := exec.Command("dd", "if=/dev/zero", "of="+file, "bs=64k", "oflag=append", "conv=notrunc").CombinedOutput()
+		if err == nil || !strings.Contains(string(out), "No space left") {
+			d.t.Fatalf("dd did not fill the disk: %v %s", err, out)
+		}
+		run(d.t, "sync", "-f", d.dir)
+		var s syscall.Statfs_t
+		if err := syscall.Statfs(d.dir, &s); err != nil {
+			d.t.Fatal(err)
+		}
+		if s.Bavail == 0 {
+			break
+		}
 	}
 	return func() {
 		if err := os.Remove(file); err != nil {

@@ -249,11 +249,21 @@ func (m *Mesh) WaitFor(what string, limit time.Duration, f func() bool) time.Dur
 	began := time.Now()
 	for !f() {
 		if time.Since(began) > limit {
+			m.explain()
 			m.tb.Fatalf("%s: not within %v", what, limit)
 		}
 		<-time.After(20 * time.Millisecond)
 	}
 	return time.Since(began)
+}
+
+// explain logs how each office sees itself.
+func (m *Mesh) explain() {
+	m.tb.Helper()
+	for _, n := range m.State().Nodes {
+		st, err := m.Status(n.Name)
+		m.tb.Logf("%s: master %q, term %d, %+v %+v %v", n.Name, st.Master, st.Term, st.Health, st.Conditions, err)
+	}
 }
 
 // User returns the k-th person of an office.
