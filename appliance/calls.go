@@ -24,7 +24,7 @@ const (
 	callTransfer = "transfer"    // hand the lead over: the master does
 	callWithdraw = "withdraw"    // take a node's vote before it is revoked: the master does
 	callHello    = "hello"       // a sign of life
-	callStanding = "standing"    // how the asking node stands with this one: see witness
+	callStanding = "standing"    // how the asking node, or the named one, stands with this one: see witness
 
 	maxCall   = 2 << 20 // bytes of a request or an answer
 	callLimit = 15 * time.Second
@@ -164,6 +164,8 @@ func (n *Node) serveCall(ctx context.Context, peer mesh.NodeID, c *call) ([]byte
 	switch {
 	case c.What == callHello:
 		return nil, nil
+	case c.What == callStanding && c.Node != 0:
+		return n.witness.standing(c.Node)
 	case c.What == callStanding:
 		return n.witness.standing(peer)
 	case c.What == callSign:
@@ -203,6 +205,11 @@ func (r raftNetwork) Accept(ctx context.Context) (net.Conn, mesh.NodeID, error) 
 	c, err := r.l.Accept(ctx)
 	if err != nil {
 		return nil, 0, err
+	}
+	if r.n.witness.suspect(c.Peer()) {
+		c.Close() // it has forgotten what it voted, and what it had stored
+		r.n.witness.doubt(c.Peer())
+		return r.Accept(ctx)
 	}
 	return c, c.Peer(), nil
 }

@@ -114,6 +114,7 @@ func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 	})
 	g.run("watchers", func(ctx context.Context) error { <-ctx.Done(); stopState(); stopLink(); return nil })
 	g.run("witness", n.witness.run)
+	g.run("doubts", n.witness.clearDoubts)
 	g.run("vet", func(ctx context.Context) error { return n.vet(ctx, up) })
 	g.run("detours", func(ctx context.Context) error { return n.detours(ctx, news) })
 	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })

@@ -24,7 +24,11 @@ import (
 // know by itself. Its peers keep how far each node was (witness), refuse the
 // mail and the votes of one that is behind that, and tell it when it asks
 // (vet). It then renews all UIDVALIDITYs, has Raft sent to it anew, and takes
-// a new incarnation through the master, by which its peers trust it again.
+// a new incarnation through the master, by which its peers trust it again. One
+// of them may have missed that, and the node may lead by then: what it sends is
+// refused until another member says that it was taken in (clearDoubts). Its own
+// word would not do: a founder of two that was rolled back leads alone, and its
+// log is not the one that counts.
 //
 // No new segment epoch of the log is needed: outside of the node nothing refers
 // to its sequence numbers but what the peers keep here, and they begin anew
@@ -61,10 +65,12 @@ type witness struct {
 	seen     map[mesh.NodeID]seen
 	suspects map[mesh.NodeID]seen // rolled back: how they stand now
 	dirty    bool
+
+	doubts chan mesh.NodeID // suspects that would send a leader's log
 }
 
 func newWitness(n *Node) *witness {
-	w := &witness{n: n, seen: map[mesh.NodeID]seen{}, suspects: map[mesh.NodeID]seen{}}
+	w := &witness{n: n, seen: map[mesh.NodeID]seen{}, suspects: map[mesh.NodeID]seen{}, doubts: make(chan mesh.NodeID, 1)}
 	for id, s := range n.rec.get().Seen {
 		w.seen[id] = s
 	}
@@ -123,8 +129,10 @@ func (w *witness) heard(e gossip.Event) {
 }
 
 // suspect reports whether a node is known to be rolled back.
-func (w *witness) suspect(id mesh.NodeID) bool {
-	inc := w.incarnation(id)
+func (w *witness) suspect(id mesh.NodeID) bool { return w.suspectAt(id, w.incarnation(id)) }
+
+// suspectAt is suspect for a node whose incarnation is known to be inc.
+func (w *witness) suspectAt(id mesh.NodeID, inc uint64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	now, ok := w.suspects[id]
@@ -136,6 +144,39 @@ func (w *witness) suspect(id mesh.NodeID) bool {
 		return false
 	}
 	return ok
+}
+
+// doubt notes that a suspect would send what a leader sends. It does not wait.
+func (w *witness) doubt(id mesh.NodeID) {
+	select {
+	case w.doubts <- id:
+	default: // it comes again
+	}
+}
+
+// clearDoubts asks the others about suspects that lead, until ctx ends.
+func (w *witness) clearDoubts(ctx context.Context) error {
+	for {
+		select {
+		case id := <-w.doubts:
+			for _, m := range w.n.view.Load().Members {
+				if m.ID == w.n.id || m.ID == id || m.State != mesh.Serving || w.suspect(m.ID) {
+					continue
+				}
+				if a, err := w.n.askStanding(ctx, m.ID, id); err == nil && !a.Suspect && !w.suspectAt(id, a.Incarnation) {
+					w.n.part("mesh").Info("a node that was rolled back has been taken in anew", "peer", w.n.nodeName(id), "by", m.Name)
+					break
+				}
+			}
+		case <-ctx.Done():
+			return nil
+		}
+		select { // the suspect dials again and again
+		case <-time.After(time.Second):
+		case <-ctx.Done():
+			return nil
+		}
+	}
 }
 
 // keep writes down what is known, if it has changed.
@@ -210,7 +251,7 @@ func (n *Node) vet(ctx context.Context, up <-chan mesh.NodeID) error {
 			return nil
 		}
 		g.run("vet", func(ctx context.Context) error {
-			if a, err := n.askStanding(ctx, id); err == nil && a.Suspect {
+			if a, err := n.askStanding(ctx, id, 0); err == nil && a.Suspect {
 				n.reconcile(ctx, id, a)
 			} else if err == nil {
 				n.vettedOnce()
@@ -220,8 +261,9 @@ func (n *Node) vet(ctx context.Context, up <-chan mesh.NodeID) error {
 	}
 }
 
-func (n *Node) askStanding(ctx context.Context, id mesh.NodeID) (a standing, err error) {
-	b, err := n.ask(ctx, id, call{What: callStanding})
+// askStanding asks a node how another one stands with it; 0: this one.
+func (n *Node) askStanding(ctx context.Context, id, about mesh.NodeID) (a standing, err error) {
+	b, err := n.ask(ctx, id, call{What: callStanding, Node: about})
 	if err != nil {
 		return a, err
 	}
@@ -291,7 +333,7 @@ func (n *Node) reconcile(ctx context.Context, peer mesh.NodeID, a standing) {
 	for ctx.Err() == nil {
 		_, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.RenewNode{Node: n.id, Incarnation: a.Incarnation + 1})
 		if err == nil {
-			a, err = n.askStanding(ctx, peer)
+			a, err = n.askStanding(ctx, peer, 0)
 		}
 		if err == nil && !a.Suspect {
 			break

@@ -237,8 +237,7 @@ func (g *guarded) mayAsk(of raft.ServerID) error {
 }
 
 // mayVote says whether what a peer asks for may be done: no vote for a node that
-// has forgotten its own. What it sends once a majority has chosen it is taken
-// all the same: its being trusted again may stand in what it sends.
+// has forgotten its own, on streams from before that was known either.
 func (g *guarded) mayVote(ask any) error {
 	switch ask := ask.(type) {
 	case *raft.TimeoutNowRequest:
