@@ -80,7 +80,11 @@ func (w *World) got(office, subject string, n int) bool {
 	if len(have) > n {
 		w.tb.Fatalf("%s has %q, want %d", office, have, n)
 	}
-	return slices.Equal(have, want)
+	ok := slices.Equal(have, want)
+	if !ok && len(have) == n { // time does not mend it
+		w.tb.Fatalf("%s has them in another order: %q", office, have)
+	}
+	return ok
 }
 
 // works checks that the mesh is whole and that each office's mail reaches each.
