@@ -25,7 +25,7 @@ func (o *Office) image(t *testing.T) image {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := image{o.disk.Copy(), votes, map[string][]byte{}}
+	i := image{o.disk().Copy(), votes, map[string][]byte{}}
 	names, err := os.ReadDir(o.cfg.Data)
 	if err != nil {
 		t.Fatal(err)

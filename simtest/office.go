@@ -37,7 +37,7 @@ type Office struct {
 
 	// What is on its machine. Only the driver of the scenario touches these,
 	// and only while no process runs.
-	disk  *simfs.FS
+	drive atomic.Pointer[simfs.FS] // a power cut puts another in its place
 	view  *kv.Memory
 	votes *election.MemStorage
 	// votesOnDisk has the election keep its files as real nodes do.
@@ -51,7 +51,7 @@ type Office struct {
 	stopped  atomic.Bool  // the disk has stopped by itself
 	syncTime atomic.Int64 // a time.Duration: what each sync takes
 	expected atomic.Bool  // the process may end by itself: its disk failed
-	full     bool
+	full     atomic.Bool
 	apart    atomic.Bool // not a member: has not joined yet, is burnt or revoked
 	burnt    atomic.Bool
 	lost     atomic.Bool  // burnt or revoked: what it had taken and not handed on is not looked for
@@ -102,8 +102,10 @@ func (o *Office) setDisk(d *simfs.FS) {
 		}
 		return simfs.Fault{}
 	}
-	o.disk = d
+	o.drive.Store(d)
 }
+
+func (o *Office) disk() *simfs.FS { return o.drive.Load() }
 
 // Up reports whether the office's node runs.
 func (o *Office) Up() bool { return o.process() != nil }
@@ -149,7 +151,7 @@ func (o *Office) Start() {
 			}
 			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, 40000), address)
 		},
-		Resolver: names{o.w}, Disk: o.disk, View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
+		Resolver: names{o.w}, Disk: o.disk(), View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
 		Election: func(dir string) (election.Storage, error) {
 			if o.votesOnDisk {
 				return election.NewFileStorage(dir)
@@ -191,7 +193,7 @@ const (
 )
 
 func (o *Office) viewOptions() kv.Options {
-	disk := o.disk
+	disk := o.disk()
 	return kv.Options{Memory: true, Kept: o.view, Floor: diskFloor, Statfs: func(string) (kv.FS, error) {
 		free := disk.Free()
 		if free < 0 {
@@ -216,7 +218,7 @@ func (o *Office) ended(p *process) {
 	o.w.breakConns(func(from, to netip.Addr) bool { return from == o.Addr || to == o.Addr })
 	o.seed++
 	o.crashAt.Store(0)
-	o.setDisk(o.disk.After(simfs.KeepAll, o.seed))
+	o.setDisk(o.disk().After(simfs.KeepAll, o.seed))
 	o.w.wg.Go(func() { // as a supervisor does
 		time.Sleep(time.Second)
 		if !o.w.closing.Load() {
@@ -288,7 +290,7 @@ func (o *Office) Stop() {
 	o.crashAt.Store(0)
 	if o.stopped.Swap(false) || p.err != nil {
 		o.seed++
-		o.setDisk(o.disk.After(simfs.Random, o.seed))
+		o.setDisk(o.disk().After(simfs.Random, o.seed))
 	}
 }
 
@@ -319,7 +321,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	o.w.note("%s loses its power (%v, %v)", o.Name, mode, view)
 	o.keepState(record.Dead)
 	p.dead.Store(true)
-	o.disk.Crash()
+	o.disk().Crash()
 	o.forgets(time.Now())
 	applied := o.view.Applied()
 	p.socket.Close()
@@ -332,7 +334,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	o.crashAt.Store(0)
 	o.failSync.Store(false)
 	o.stopped.Store(false)
-	o.setDisk(o.disk.After(mode, o.seed))
+	o.setDisk(o.disk().After(mode, o.seed))
 	switch view {
 	case KeepView:
 		o.view.Rewind(applied)
@@ -361,12 +363,12 @@ func (o *Office) FailSync() { o.w.note("%s: the next sync fails", o.Name); o.fai
 // Fill leaves n bytes of the disk; -1 makes room again.
 func (o *Office) Fill(n int64) {
 	o.w.note("%s: %d bytes of its disk are left", o.Name, n)
-	o.full = n >= 0
+	o.full.Store(n >= 0)
 	if o.Up() {
-		o.keepState(map[bool]record.Power{true: record.Full, false: record.On}[o.full])
+		o.keepState(map[bool]record.Power{true: record.Full, false: record.On}[n >= 0])
 	}
-	o.memory.filled(o.full)
-	o.disk.SetFree(n)
+	o.memory.filled(n >= 0)
+	o.disk().SetFree(n)
 }
 
 // SlowDisk makes each sync take d.
@@ -377,7 +379,7 @@ func (o *Office) SlowDisk(d time.Duration) {
 		o.keepState(map[bool]record.Power{true: record.SlowIO, false: record.On}[d > 0])
 	}
 	o.memory.slowed(d)
-	o.disk.SetSyncTime(d)
+	o.disk().SetSyncTime(d)
 }
 
 // keepState writes down how the office is from now on.

@@ -401,7 +401,7 @@ func (x *player) calm() {
 	for _, o := range w.Offices {
 		o.crashAt.Store(0)
 		o.failSync.Store(false)
-		if o.full {
+		if o.full.Load() {
 			o.Fill(-1)
 		}
 		if o.syncTime.Load() != 0 {

@@ -9,9 +9,9 @@ import (
 // Under load a sync that waits a moment serves many more: what one costs is
 // much the same for 4 and for 40 records, and who writes them is busy anyway.
 // The writer waits only after a group that at least crowd Appends waited for,
-// and only while more keep coming, so a few writers in turn never wait for it.
+// and only while more keep coming: fewer clients never wait for one another.
 const (
-	crowd      = 16
+	crowd      = 18
 	crowdFew   = 4       // fewer than these in a step: no more are coming
 	crowdMany  = 64      // as many as this: nobody else is waited for
 	crowdSize  = 1 << 20 // bytes that wait: enough for any sync
@@ -39,6 +39,9 @@ func (l *Log) linger() {
 // alone would make the next messages wait for it.
 const patience = 2 * time.Millisecond
 
+// behindMany of what nobody waits for are worth a sync of their own.
+const behindMany = 16
+
 // hold waits while there is something to write, but nothing that somebody waits
 // for.
 func (l *Log) hold() {
@@ -46,7 +49,7 @@ func (l *Log) hold() {
 	for {
 		l.mu.Lock()
 		n := len(l.pending)
-		now := n == 0 || n >= crowd || l.urgent > 0 || l.closing || l.dead != nil || l.waiting > crowdSize || l.room != nil
+		now := n == 0 || n >= behindMany || l.urgent > 0 || l.closing || l.dead != nil || l.waiting > crowdSize || l.room != nil
 		l.mu.Unlock()
 		if now {
 			break
