@@ -7,6 +7,8 @@ package demo
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -16,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -361,8 +364,38 @@ func disagreement(ctx context.Context, s *State) string {
 		} else if st.Master != first.Master || st.Term != first.Term {
 			return fmt.Sprintf("%s and %s disagree about the master", s.Nodes[0].Name, n.Name)
 		}
+		if err := certified(ctx, s, &n); err != nil {
+			return fmt.Sprintf("%s has no certificate for mail clients yet: %v", n.Name, err)
+		}
 	}
 	return ""
+}
+
+// certified reports whether an office shows mail clients what they trust.
+func certified(ctx context.Context, s *State, n *Node) error {
+	roots, err := s.roots()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	d := tls.Dialer{Config: &tls.Config{RootCAs: roots, ServerName: n.Address}}
+	c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(n.Address, strconv.Itoa(n.Ports.IMAPS)))
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// roots are the authorities that clients of the demo trust.
+func (s *State) roots() (*x509.CertPool, error) {
+	pem, err := os.ReadFile(s.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("read authority: %w", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(pem)
+	return pool, nil
 }
 
 // voters is how many nodes vote in a mesh of that size.

@@ -3,11 +3,9 @@ package demo
 import (
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"net"
 	"net/smtp"
-	"os"
 	"strconv"
 	"strings"
 	"time"
@@ -45,12 +43,10 @@ func Send(dir, from, to, via, subject string) error {
 	if login != nil {
 		port = n.Ports.Submission
 	}
-	pem, err := os.ReadFile(s.CAFile)
+	pool, err := s.roots()
 	if err != nil {
-		return fmt.Errorf("read authority: %w", err)
+		return err
 	}
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(pem)
 	c, err := smtp.Dial(net.JoinHostPort(n.Address, strconv.Itoa(port)))
 	if err != nil {
 		return fmt.Errorf("reach %s: %w", n.Name, err)

@@ -142,6 +142,16 @@ func (d *disk) cut(kill func(), gone func() bool) {
 	d.mount()
 }
 
+// free is how many bytes are left.
+func (d *disk) free(t *testing.T) int64 {
+	t.Helper()
+	var s syscall.Statfs_t
+	if err := syscall.Statfs(d.dir, &s); err != nil {
+		t.Fatal(err)
+	}
+	return int64(s.Bavail) * s.Bsize
+}
+
 // fill has another process write until the disk is full, and returns how to
 // give the space back. What it writes lies in a file of that name. ext4 gives
 // freed blocks back with its next commit: it is full when nothing came after one.
@@ -154,11 +164,7 @@ func (d *disk) fill(name string) (release func()) {
 			d.t.Fatalf("dd did not fill the disk: %v %s", err, out)
 		}
 		run(d.t, "sync", "-f", d.dir)
-		var s syscall.Statfs_t
-		if err := syscall.Statfs(d.dir, &s); err != nil {
-			d.t.Fatal(err)
-		}
-		if s.Bavail == 0 {
+		if d.free(d.t) == 0 {
 			break
 		}
 	}
