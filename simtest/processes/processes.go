@@ -380,7 +380,12 @@ func Text(id, from, to string) string {
 }
 
 // NewID returns a fresh message id.
-func NewID() string { return strings.ToLower(rand.Text()[:16]) }
+func NewID() string { return strings.ToLower(rand.Text()[:idLength]) }
+
+const idLength = 16
+
+// isID reports whether a subject is of NewID's making: base32 in lower case.
+func isID(s string) bool { return len(s) == idLength && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == "" }
 
 // Inbox logs in at the home node and returns the subjects in INBOX, in order of
 // their UIDs.
@@ -468,7 +473,7 @@ func (l *Ledger) Total() (n int) {
 }
 
 // Missing compares one recipient's mail with the ledger: what is not there yet,
-// and what is there more than once.
+// and what of NewID's is there more than once.
 func (l *Ledger) Missing(to string, there []string) (missing, doubled []string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -482,7 +487,7 @@ func (l *Ledger) Missing(to string, there []string) (missing, doubled []string) 
 		}
 	}
 	for id, n := range count {
-		if n > 1 {
+		if n > 1 && isID(id) {
 			doubled = append(doubled, id)
 		}
 	}
