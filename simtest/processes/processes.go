@@ -385,7 +385,9 @@ func NewID() string { return strings.ToLower(rand.Text()[:idLength]) }
 const idLength = 16
 
 // isID reports whether a subject is of NewID's making: base32 in lower case.
-func isID(s string) bool { return len(s) == idLength && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == "" }
+func isID(s string) bool {
+	return len(s) == idLength && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") == ""
+}
 
 // Inbox logs in at the home node and returns the subjects in INBOX, in order of
 // their UIDs.
