@@ -130,9 +130,14 @@ func (w *walk) closeTo(n int, at, lf int64) {
 	if n > 0 && w.lastEnd > 0 {
 		end, endLF = at-int64(w.lastEnd), lf-1
 	}
-	for i := len(w.stack) - 1; i >= n; i-- {
+	bound := max(end, w.stack[n].part.Body)
+	for i := n; i < len(w.stack); i++ {
 		l := &w.stack[i]
-		l.part.End = max(end, l.part.Body)
+		// A part that began with the very line end that belongs to the delimiter
+		// is empty, at its parent's end.
+		l.part.Header, l.part.Body = min(l.part.Header, bound), min(l.part.Body, bound)
+		l.part.End = min(max(end, l.part.Body), bound)
+		bound = l.part.End
 		if l.part.Type == "text" || l.part.Type == "message" {
 			l.part.Lines = max(endLF-l.bodyLF, 0)
 		}
