@@ -98,7 +98,8 @@ func (w *wire) ended() bool {
 	return !(errors.As(err, &n) && n.Timeout())
 }
 
-// figures are what a process holds.
+// figures are what a process holds. Of its files those are not counted that it
+// keeps open to read mail from, at most 64: they grow with the mail.
 type figures struct {
 	pid                         int
 	goroutines, files, resident float64
@@ -123,7 +124,9 @@ func (m *Mesh) figures(office string) figures {
 		case "go_goroutines":
 			f.goroutines = v
 		case "process_open_fds":
-			f.files = v
+			f.files += v
+		case "posthouse_log_open_files":
+			f.files -= v
 		case "process_resident_memory_bytes":
 			f.resident = v / (1 << 20)
 		}
