@@ -93,7 +93,7 @@ func (n *Node) ask(ctx context.Context, to mesh.NodeID, c call) ([]byte, error) 
 		return nil, err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := endWith(ctx, conn)
 	defer stop()
 	if err := writeItem(conn, c); err != nil {
 		return nil, err
@@ -117,29 +117,17 @@ func (n *Node) answerCalls(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	g := newGroup(func(error) {})
-	defer g.stop()
-	for {
-		conn, err := l.Accept(ctx)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, link.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		g.run("call", func(ctx context.Context) error {
-			n.answerCall(ctx, conn, conn.Peer())
-			return nil
-		})
-	}
+	return n.serveStreams(ctx, l, "call", func(ctx context.Context, c *link.Conn) error {
+		n.answerCall(ctx, c, c.Peer())
+		return nil
+	})
 }
 
 func (n *Node) answerCall(ctx context.Context, conn net.Conn, peer mesh.NodeID) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := endWith(ctx, conn)
 	defer stop()
 	var c call
 	if err := readItem(conn, &c); err != nil {

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"net"
 	"slices"
 
@@ -101,22 +100,7 @@ func (n *Node) destinationFull(d transport.Destination, m mesh.MailboxID) bool {
 
 // serveNotices hears the other nodes.
 func (n *Node) serveNotices(ctx context.Context, l *link.Listener) error {
-	defer l.Close()
-	g := newGroup(func(error) {})
-	defer g.stop()
-	for {
-		c, err := l.Accept(ctx)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, link.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		g.run("notices", func(ctx context.Context) error {
-			if err := n.notices.Serve(ctx, c.Peer(), c); err != nil {
-				n.part("notice").Debug("stream ended", "peer", n.nodeName(c.Peer()), "err", err)
-			}
-			return nil
-		})
-	}
+	return n.serveStreams(ctx, l, "notice", func(ctx context.Context, c *link.Conn) error {
+		return n.notices.Serve(ctx, c.Peer(), c)
+	})
 }

@@ -81,28 +81,12 @@ func (n *Node) offer() (o offers, err error) {
 
 // serveRelay answers the other nodes' relay streams.
 func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
-	defer l.Close()
-	g := newGroup(func(error) {})
-	defer g.stop()
-	for {
-		c, err := l.Accept(ctx)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, link.ErrClosed) {
-				return nil
-			}
-			return err
-		}
+	return n.serveStreams(ctx, l, "relay", func(ctx context.Context, c *link.Conn) error {
 		if n.witness.suspect(c.Peer()) {
-			c.Close()
-			continue
+			return c.Close()
 		}
-		g.run("relay stream", func(ctx context.Context) error {
-			if err := n.relay.Serve(ctx, c.Peer(), c); err != nil {
-				n.part("relay").Debug("stream ended", "peer", n.nodeName(c.Peer()), "err", err)
-			}
-			return nil
-		})
-	}
+		return n.relay.Serve(ctx, c.Peer(), c)
+	})
 }
 
 // relayHome implements relay.Home on the mailstore.

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"errors"
 	"net/netip"
 	"time"
 
@@ -97,7 +96,7 @@ func (n *Node) askHome(ctx context.Context, u *domain.User, c login.Credential, 
 		return 0, err
 	}
 	defer conn.Close()
-	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := endWith(ctx, conn)
 	defer stop()
 	return login.Ask(conn, c, password, from)
 }
@@ -108,29 +107,14 @@ func (n *Node) judge(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer l.Close()
-	g := newGroup(func(error) {})
-	defer g.stop()
-	for {
-		conn, err := l.Accept(ctx)
-		if err != nil {
-			if ctx.Err() != nil || errors.Is(err, link.ErrClosed) {
-				return nil
-			}
-			return err
-		}
-		g.run("login", func(ctx context.Context) error {
-			ctx, cancel := context.WithTimeout(ctx, login.AnswerLimit)
-			defer cancel()
-			defer conn.Close()
-			stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
-			defer stop()
-			if err := n.desk.Serve(ctx, conn, conn.Peer()); err != nil {
-				n.part("login").Debug("a question was not answered", "peer", conn.Peer().String(), "err", err)
-			}
-			return nil
-		})
-	}
+	return n.serveStreams(ctx, l, "login", func(ctx context.Context, conn *link.Conn) error {
+		ctx, cancel := context.WithTimeout(ctx, login.AnswerLimit)
+		defer cancel()
+		defer conn.Close()
+		stop := endWith(ctx, conn)
+		defer stop()
+		return n.desk.Serve(ctx, conn, conn.Peer())
+	})
 }
 
 // unreadable says what a node that becomes master by hand cannot do without the
