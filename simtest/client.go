@@ -192,6 +192,12 @@ func (w *World) LogInAs(office, user, password string) (*imapclient.Client, erro
 // Open reads the INBOX of an office's user at the office. With bodies it
 // fetches what was sent, else subjects alone.
 func (w *World) Open(office string, bodies bool) (*Box, error) {
+	return w.open(office, bodies, nil)
+}
+
+// open is Open. Of letters that are known it asks only whether they are there:
+// a mailbox that is looked at every half minute is not read again and again.
+func (w *World) open(office string, bodies bool, known map[imap.UID]Letter) (*Box, error) {
 	c, err := w.Login(office, "secret")
 	if err != nil {
 		return nil, err
@@ -202,23 +208,39 @@ func (w *World) Open(office string, bodies bool) (*Box, error) {
 		return nil, err
 	}
 	out := &Box{UIDValidity: box.UIDValidity, UIDNext: box.UIDNext}
-	if box.NumMessages == 0 {
+	found, err := c.UIDSearch(&imap.SearchCriteria{}, nil).Wait()
+	if err != nil {
+		return nil, err
+	}
+	var fetch imap.UIDSet
+	place := map[imap.UID]int{}
+	for _, uid := range found.AllUIDs() {
+		if uid >= box.UIDNext {
+			break // it arrived meanwhile: UIDNEXT is of before
+		}
+		l, ok := known[uid]
+		if !ok {
+			l.UID = uid
+			place[uid] = len(out.Letters)
+			fetch.AddNum(uid)
+		}
+		out.Letters = append(out.Letters, l)
+	}
+	if len(place) == 0 {
 		return out, nil
 	}
-	var all imap.SeqSet
-	all.AddRange(1, box.NumMessages) // not what arrives meanwhile: UIDNEXT is of now
 	section := &imap.FetchItemBodySection{Peek: true}
 	want := &imap.FetchOptions{Envelope: true, UID: true}
 	if bodies {
 		want.BodySection = []*imap.FetchItemBodySection{section}
 	}
-	msgs, err := c.Fetch(all, want).Collect()
+	msgs, err := c.Fetch(fetch, want).Collect()
 	if err != nil {
 		return nil, err
 	}
-	out.Letters = make([]Letter, len(msgs))
 	for _, m := range msgs {
-		l := Letter{UID: m.UID, Subject: m.Envelope.Subject}
+		l := &out.Letters[place[m.UID]]
+		l.Subject = m.Envelope.Subject
 		if bodies {
 			b := string(m.FindBodySection(section))
 			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject))
@@ -226,7 +248,6 @@ func (w *World) Open(office string, bodies bool) (*Box, error) {
 				l.Text = b
 			}
 		}
-		out.Letters[m.SeqNum-1] = l
 	}
 	return out, nil
 }

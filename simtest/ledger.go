@@ -1,7 +1,9 @@
 package simtest
 
 import (
+	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +14,8 @@ import (
 
 	"posthouse/simtest/record"
 )
+
+var errNotUp = errors.New("the node does not run")
 
 // everybody is the group of all users.
 const everybody = "all@" + Domain
@@ -24,10 +28,11 @@ type Ledger struct {
 	mu       sync.Mutex
 	attempts []*attempt
 	next     int
-	arrived  int       // found by Check: in mailboxes,
-	lost     int       // and nowhere
-	faults   []trouble // at gateways: what the outside took then may come to it again
-	letters  map[slot]string
+	arrived  int                            // found by Check: in mailboxes,
+	lost     int                            // and nowhere
+	faults   []trouble                      // at gateways: what the outside took then may come to it again
+	letters  map[string]map[imap.UID]Letter // by office: what was in its INBOX
+	whole    map[string]*process            // by office: who showed all of it
 	validity map[string]uint32
 	uidNext  map[string]imap.UID
 	shown    map[string][]time.Time // by office: when a reader saw that its INBOX had so many messages
@@ -52,15 +57,8 @@ type trouble struct {
 	from, to time.Time
 }
 
-// slot is a UID in an office's INBOX.
-type slot struct {
-	office   string
-	validity uint32
-	uid      imap.UID
-}
-
 func newLedger(w *World) *Ledger {
-	return &Ledger{w: w, letters: map[slot]string{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, shown: map[string][]time.Time{}}
+	return &Ledger{w: w, letters: map[string]map[imap.UID]Letter{}, whole: map[string]*process{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, shown: map[string][]time.Time{}}
 }
 
 // Mail is mail that a scenario is about to send.
@@ -171,19 +169,37 @@ func (l *Ledger) trouble(o *Office, from, to time.Time) {
 	l.faults = append(l.faults, trouble{o.Addr, from, to})
 }
 
-// Look reads all INBOXes that can be read and checks what must hold always: no
+// Look reads the INBOXes that can be read and checks what must hold always: no
 // message is there twice, none that was seen is gone, no UID means another one.
 func (l *Ledger) Look(offices ...*Office) {
 	for _, o := range offices {
-		if !o.Up() {
-			continue
+		if b, err := l.glance(o); err == nil {
+			l.see(o, b)
 		}
-		b, err := l.w.Open(o.Name, false)
-		if err != nil {
-			continue
-		}
-		l.see(o, b)
 	}
+}
+
+// glance reads an INBOX: all of it from a process that has not shown it yet, of
+// which a UID could mean another message, then only what is new.
+func (l *Ledger) glance(o *Office) (*Box, error) {
+	p := o.process()
+	if p == nil {
+		return nil, errNotUp
+	}
+	l.mu.Lock()
+	var known map[imap.UID]Letter
+	if l.whole[o.Name] == p {
+		known = maps.Clone(l.letters[o.Name])
+	}
+	l.mu.Unlock()
+	b, err := l.w.open(o.Name, false, known)
+	if err != nil {
+		return nil, err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.whole[o.Name] = p
+	return b, nil
 }
 
 func (l *Ledger) see(o *Office, b *Box) {
@@ -198,6 +214,10 @@ func (l *Ledger) see(o *Office, b *Box) {
 		bad(UIDsStand, "UIDVALIDITY was %d and is %d", v, b.UIDValidity)
 	}
 	l.validity[o.Name] = b.UIDValidity
+	if l.letters[o.Name] == nil {
+		l.letters[o.Name] = map[imap.UID]Letter{}
+	}
+	letters := l.letters[o.Name]
 	if b.UIDNext < l.uidNext[o.Name] {
 		bad(UIDsStand, "UIDNEXT was %d and is %d", l.uidNext[o.Name], b.UIDNext)
 	}
@@ -205,24 +225,23 @@ func (l *Ledger) see(o *Office, b *Box) {
 	seen, there := map[string]imap.UID{}, map[imap.UID]bool{}
 	last := imap.UID(0)
 	for _, x := range b.Letters {
-		k := slot{o.Name, b.UIDValidity, x.UID}
 		if x.UID <= last || x.UID >= b.UIDNext {
 			bad(UIDsStand, "UID %d after %d, UIDNEXT %d", x.UID, last, b.UIDNext)
 		}
 		last, there[x.UID] = x.UID, true
-		if s, ok := l.letters[k]; ok && s != x.Subject {
-			bad(UIDsStand, "UID %d was %s and is %s", x.UID, s, x.Subject)
+		if was, ok := letters[x.UID]; ok && was.Subject != x.Subject {
+			bad(UIDsStand, "UID %d was %s and is %s", x.UID, was.Subject, x.Subject)
 		}
-		l.letters[k] = x.Subject
+		letters[x.UID] = Letter{UID: x.UID, Subject: x.Subject}
 		if u, ok := seen[x.Subject]; ok && isTest(x.Subject) {
 			bad(OneOutcome, "%s is there twice, UIDs %d and %d", x.Subject, u, x.UID)
 		}
 		seen[x.Subject] = x.UID
 	}
-	for k, s := range l.letters {
-		if k.office == o.Name && k.validity == b.UIDValidity && !there[k.uid] {
-			bad(OneOutcome, "%s (UID %d) was there and is gone", s, k.uid)
-			delete(l.letters, k)
+	for uid, was := range letters {
+		if !there[uid] {
+			bad(OneOutcome, "%s (UID %d) was there and is gone", was.Subject, uid)
+			delete(letters, uid)
 		}
 	}
 }

@@ -124,9 +124,10 @@ func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 			p.Kinds = append(p.Kinds, k)
 		}
 	}
-	rate := map[Kind]time.Duration{} // mean time between two faults of a kind, log-uniform
+	// Mean time between two faults of a kind, log-uniform: in hours as dense as in half an hour.
+	rate := map[Kind]time.Duration{}
 	for _, k := range faultKinds {
-		rate[k] = time.Duration(float64(length) / []float64{1.5, 2, 3, 4, 6, 8}[world.IntN(6)])
+		rate[k] = time.Duration(float64(min(length, 30*time.Minute)) / []float64{1.5, 2, 3, 4, 6, 8}[world.IntN(6)])
 	}
 	pick := func(r *rand.Rand) string { return p.Offices[r.IntN(nodes)] }
 	short := func(r *rand.Rand, most time.Duration) time.Duration { // log-uniform from 100 ms

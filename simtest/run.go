@@ -50,7 +50,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	r = Result{Plan: p, Faults: map[Kind]int{}}
 	real := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		before := inBubbles()
+		before := inBubble()
 		w := NewWorld(t, p.Offices...)
 		w.Latency, w.trace, w.clock = p.Latency, watcher.Trace, watcher.Clock
 		w.keeper = record.NewKeeper(watcher.Tell)
@@ -74,7 +74,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 		}
 		w.Close()
 		w.checked(NothingIsLeft, 2)
-		if now := inBubbles(); now > before {
+		if now := inBubble(); now > before {
 			w.violation(NothingIsLeft, "%d goroutines are left of %d", now, before)
 		}
 		if n := len(w.tcp); n > 0 {
@@ -89,10 +89,15 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	return r
 }
 
-// inBubbles counts the goroutines of the bubbles that run.
-func inBubbles() int {
+// inBubble counts the goroutines of the bubble that it is called in.
+func inBubble() int {
 	buf := make([]byte, 4<<20)
-	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "synctest bubble")
+	own, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "]")
+	_, bubble, ok := strings.Cut(own, "synctest bubble ")
+	if !ok {
+		panic("not in a bubble")
+	}
+	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "synctest bubble "+bubble+"]")
 }
 
 // player plays one plan.
@@ -299,7 +304,7 @@ func (x *player) probe(o *Office) {
 		return
 	}
 	time.Sleep(localLimit - time.Since(began))
-	b, err := x.w.Open(o.Name, false)
+	b, err := x.w.ledger.glance(o)
 	if o.process() != p || x.isMasked(o) {
 		return
 	}

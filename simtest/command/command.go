@@ -41,8 +41,9 @@ simulated lines, disks and power, watched from outside.
 
   posthouse-sim run FILE.toml|NAME [--report OUT.html] [--seed N] [--short] [--json]
         plays a scenario: a file of yours, or one that ships (see list)
-  posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--story] [--trace]
-        random faults and load from seed N on; --story tells each, --trace tells all
+  posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--jobs N] [--story] [--trace]
+        random faults and load from seed N on, as many seeds at a time as there are processors or --jobs;
+        --story tells each, --trace tells all, one after the other
   posthouse-sim capacity [--offices 5] [--people 20] [--mail 40] [--size "75 kB"] [--inside "30 %"] [--outside "40 %"]
                          [--line "20 Mbit/s"] [--latency "15 ms"] [--cut "24h"] [--seed N] [--json]
         how long a queue takes to drain after a cut, the disk that it needs, what

@@ -5,8 +5,11 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"runtime"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -16,7 +19,7 @@ import (
 
 // random plays random plans, seed after seed.
 func random(t *testing.T, args []string, term Terminal) (int, error) {
-	var seeds, nodes int
+	var seeds, nodes, jobs int
 	var seed uint64
 	var minutes float64
 	var length time.Duration
@@ -26,6 +29,7 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		f.Uint64Var(&seed, "seed", 1, "")
 		f.Float64Var(&minutes, "minutes", 0, "")
 		f.IntVar(&nodes, "nodes", 0, "")
+		f.IntVar(&jobs, "jobs", runtime.GOMAXPROCS(0), "")
 		f.DurationVar(&length, "length", 5*time.Minute, "")
 		f.BoolVar(&story, "story", false, "")
 		f.BoolVar(&trace, "trace", false, "")
@@ -36,26 +40,30 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	if nodes != 0 && (nodes < 2 || nodes > 5) {
 		return 0, misuse("random: --nodes is 2 to 5")
 	}
-	if length < time.Second || seeds < 1 || minutes < 0 {
-		return 0, misuse("random: --length, --seeds and --minutes are more than nothing")
+	if length < time.Second || seeds < 1 || minutes < 0 || jobs < 1 {
+		return 0, misuse("random: --length, --seeds, --minutes and --jobs are more than nothing")
 	}
 	var watcher simtest.Watcher
 	if trace {
-		watcher.Trace = term.Err
+		watcher.Trace, jobs = term.Err, 1
 	}
-	sum := &totals{began: time.Now(), faults: map[simtest.Kind]int{}}
-	for first := seed; ; seed++ {
-		if minutes > 0 && time.Since(sum.began).Minutes() >= minutes || minutes == 0 && seed >= first+uint64(seeds) {
-			break
-		}
-		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
-			r := simtest.Run(t, simtest.RandomPlan(seed, nodes, length), watcher)
-			sum.add(r)
-			if len(r.Violations) > 0 || story {
-				tell(term.Out, r)
+	sum := &totals{out: term.Out, began: time.Now(), faults: map[simtest.Kind]int{}}
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	for range jobs {
+		wg.Go(func() {
+			for {
+				n := next.Add(1) - 1
+				if minutes > 0 && time.Since(sum.began).Minutes() >= minutes || minutes == 0 && n >= uint64(seeds) {
+					return
+				}
+				t.Run(fmt.Sprint("seed ", seed+n), func(t *testing.T) {
+					sum.add(simtest.Run(t, simtest.RandomPlan(seed+n, nodes, length), watcher), story)
+				})
 			}
 		})
 	}
+	wg.Wait()
 	sum.print(term.Out)
 	if sum.wrong > 0 || t.Failed() {
 		return broken, nil
@@ -76,6 +84,8 @@ func tell(w io.Writer, r simtest.Result) {
 
 // totals sums seeds up.
 type totals struct {
+	mu             sync.Mutex
+	out            io.Writer
 	began          time.Time
 	seeds, wrong   int
 	virtual, nodes time.Duration
@@ -83,7 +93,13 @@ type totals struct {
 	faults         map[simtest.Kind]int
 }
 
-func (s *totals) add(r simtest.Result) {
+// add adds one seed's, and tells its story if anything is wrong with it.
+func (s *totals) add(r simtest.Result, story bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if story || len(r.Violations) > 0 {
+		tell(s.out, r)
+	}
 	s.seeds++
 	s.wrong += len(r.Violations)
 	s.virtual += r.Virtual
