@@ -161,7 +161,7 @@ func (n *Node) serveCall(ctx context.Context, peer mesh.NodeID, c *call) ([]byte
 	case e == nil:
 		return nil, errors.New("this node takes no part in the election yet")
 	case c.What == callCommand:
-		return e.HandleForward(ctx, peer, c.Body), nil
+		return e.HandleForward(peer, c.Body), nil
 	case c.What == callTransfer:
 		return nil, e.TransferTo(ctx, c.Node)
 	case c.What == callWithdraw:

@@ -291,6 +291,7 @@ func (n *Node) keepDoor(ctx context.Context) error {
 	defer l.Close()
 	decoy := newID()
 	d := &joining.Door{Key: n.key, Name: n.cfg.Name, Software: n.version, Decoy: decoy[:],
+		Current: n.current,
 		Token: func(public []byte) (mesh.ID, bool) {
 			for _, t := range n.state.Tokens() {
 				if string(t.Public) == string(public) {

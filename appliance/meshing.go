@@ -278,6 +278,19 @@ func (n *Node) proposeAs(ctx context.Context, actor string, body domain.Body) (d
 	return r, refused(r.Err())
 }
 
+// current returns when this node's copy of the domain state holds all that the
+// mesh had decided before the call. The error is a sentence.
+func (n *Node) current(ctx context.Context) error {
+	e := n.elected()
+	if e == nil {
+		return noMeshYet
+	}
+	if err := e.Current(ctx); err != nil {
+		return errors.New(sentence(err.Error()))
+	}
+	return nil
+}
+
 // stateAge is how long ago this node's copy of the domain state was last known
 // to be current.
 func (n *Node) stateAge() time.Duration {

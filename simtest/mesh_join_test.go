@@ -122,6 +122,24 @@ func TestATokenWorksOnceAndAWrongOneIsNamed(t *testing.T) {
 	})
 }
 
+func TestATokenThatTheDoorHasNotHeardOfWaitsForAMaster(t *testing.T) {
+	founded(t, three, 2, func(t *testing.T, w *World) {
+		w.Cut("hq").From("plzen")
+		token, err := w.Office("hq").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Kill("hq") // the only one that knows the token
+		w.Heal("hq").From("plzen")
+		w.join(t, "praha", admin.JoinRequest{Target: token.Secret, At: w.door("plzen")})
+		w.Until("praha says that nobody can admit it", time.Minute, func() bool {
+			return w.Office("praha").condition("join.no-master") != ""
+		})
+		w.Start("hq")
+		w.Until("praha serves", time.Minute, w.whole)
+	})
+}
+
 func TestAJoinWhileNobodyCanAdmit(t *testing.T) {
 	founded(t, []string{"hq", "plzen", "praha", "brno"}, 3, func(t *testing.T, w *World) {
 		token, err := w.Office("plzen").Ops().CreateToken(Ctx(), admin.TokenRequest{})

@@ -23,6 +23,10 @@ type Verdict struct {
 // Door is the mesh's side.
 type Door struct {
 	Key *identity.Key
+	// Current returns when this node's copy of the domain state is known to hold
+	// all that the mesh had decided before the call; the error is a sentence
+	// that says why that cannot be known now.
+	Current func(ctx context.Context) error
 	// Token finds the id of the token with that public key; ok is false for none.
 	Token func(public []byte) (id mesh.ID, ok bool)
 	// Admin returns the verifier of a mesh admin's password; "" when there is no
@@ -77,17 +81,28 @@ func (d *Door) decide(ctx context.Context, s *Session, q *Request, from netip.Ad
 	)
 	switch {
 	case len(q.Token) > 0:
-		id, ok := d.Token(q.Token)
-		if !ok {
-			return refuse("join.token", "The mesh does not know this token.")
-		}
 		if err := identity.VerifyProof(q.Token, s.Exporter, s.Peer, q.Proof); err != nil {
 			return refuse("join.token", "The node does not hold the token that it names.")
+		}
+		id, ok := d.Token(q.Token)
+		if !ok && asksFirst { // it may have been made a moment ago, elsewhere
+			if err := d.Current(ctx); err != nil {
+				return refuse("join.no-master", "%s", err)
+			}
+			id, ok = d.Token(q.Token)
+		}
+		if !ok {
+			return refuse("join.token", "The mesh does not know this token.")
 		}
 		token = id
 	case q.Admin != "":
 		if hosts := d.Judges(); hosts != "" { // whoever it is: it says nothing about the name
 			return refuse("join.not-here", "%s cannot check an admin's password; ask at %s.", d.Name, hosts)
+		}
+		if asksFirst { // the admin, or the password, may be new
+			if err := d.Current(ctx); err != nil {
+				return refuse("join.no-master", "%s", err)
+			}
 		}
 		verifier := d.Admin(q.Admin)
 		secret, err := d.challenge(s, q.Admin, verifier)

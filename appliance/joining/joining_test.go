@@ -26,8 +26,10 @@ type world struct {
 	lines    []string
 	failures []*Failure
 	verdict  Verdict
+	began    time.Time
 	asked    []string // token or actor of each admission
 	down     atomic.Bool
+	behind   error        // why the door cannot know whether its copy is current
 	seen     mesh.KeyHash // what the joiner sees instead of the door's key, if set
 }
 
@@ -49,10 +51,11 @@ func newWorld(t *testing.T) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{token: tok, verdict: Verdict{Code: "admitted", Node: 42}}
+	w := &world{token: tok, began: time.Now(), verdict: Verdict{Code: "admitted", Node: 42}}
 	w.door = &Door{Key: doorKey, Name: "hq", Software: "1.0", Decoy: []byte("x"), Judges: func() string { return "" },
-		Fail:  func(string) time.Duration { return time.Second },
-		Token: func(p []byte) (mesh.ID, bool) { return mesh.ID{1}, bytes.Equal(p, tok.PublicKey()) },
+		Fail:    func(string) time.Duration { return time.Second },
+		Current: func(context.Context) error { return w.behind },
+		Token:   func(p []byte) (mesh.ID, bool) { return mesh.ID{1}, bytes.Equal(p, tok.PublicKey()) },
 		Admin: func(n string) string {
 			if n == "admin@company.test" {
 				return verifier
@@ -153,6 +156,15 @@ func TestEveryFailureHasAName(t *testing.T) {
 			w.door.Token = func([]byte) (mesh.ID, bool) { return mesh.ID{}, false }
 			return Intent{Target: w.token.Encode()}
 		}},
+		{"a token that a door does not know whose copy may be behind", "join.no-master", func(w *world) Intent {
+			w.door.Token = func([]byte) (mesh.ID, bool) { return mesh.ID{}, false }
+			w.behind = errors.New("Nobody can say now.")
+			return Intent{Target: w.token.Encode()}
+		}},
+		{"a wrong password at a door whose copy may be behind", "join.no-master", func(w *world) Intent {
+			w.behind = errors.New("Nobody can say now.")
+			return Intent{Target: "company.test", Admin: "admin@company.test", Password: "new"}
+		}},
 		{"a wrong password", "join.password", func(*world) Intent {
 			return Intent{Target: "company.test", Admin: "admin@company.test", Password: "wrong"}
 		}},
@@ -226,6 +238,40 @@ func TestItGoesOnTryingUntilTheMeshIsThere(t *testing.T) {
 			t.Errorf("joined after %v", d)
 		}
 	})
+}
+
+func TestATokenThatTheDoorHearsOfLateLeadsIn(t *testing.T) {
+	for _, tc := range []struct {
+		name    string
+		current func(w *world, heard *bool) error
+		within  time.Duration
+	}{
+		{"the copy was behind, and has caught up", func(_ *world, heard *bool) error { *heard = true; return nil }, 0},
+		{"there is no master for an hour", func(w *world, heard *bool) error {
+			if time.Since(w.began) < time.Hour {
+				return errors.New("Nobody can say now.")
+			}
+			*heard = true
+			return nil
+		}, time.Hour + 5*time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				var heard bool
+				w.door.Current = func(context.Context) error { return tc.current(w, &heard) }
+				w.door.Token = func([]byte) (mesh.ID, bool) { return mesh.ID{1}, heard }
+				ctx, cancel := context.WithTimeout(t.Context(), 2*time.Hour)
+				defer cancel()
+				if _, err := w.joiner.Run(ctx, Intent{Target: w.token.Encode()}); err != nil {
+					t.Fatal(err)
+				}
+				if took := time.Since(w.began); took > tc.within {
+					t.Errorf("joined after %v", took)
+				}
+			})
+		})
+	}
 }
 
 func FuzzReadFrame(f *testing.F) {

@@ -84,6 +84,47 @@ func TestWhatIsDoneHereIsSeenHere(t *testing.T) {
 	})
 }
 
+func TestACopyIsCurrentOrSaysThatItMayBeBehind(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a, c := w.found(4, inMemory), w.nodes[4] // which has no vote
+		current := func(n *node) error {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			return n.Current(ctx)
+		}
+		behind := func(n *node) {
+			t.Helper()
+			if err := current(n); !errors.As(err, new(*NoMaster)) {
+				t.Errorf("%s cannot know, and says %v", n.id, err)
+			}
+		}
+		w.isolate(c.id, true)
+		a.say("one")
+		behind(c)
+		w.isolate(c.id, false)
+		if err := current(c); err != nil || !w.equal(a.id, c.id) {
+			t.Errorf("after the heal: %v", err)
+		}
+		a.say("two")
+		if err := current(c); err != nil || !w.equal(a.id, c.id) {
+			t.Errorf("at once: %v", err)
+		}
+		w.isolate(a.id, true) // the old master is sure of nothing, once others may lead
+		w.until(15*time.Second, "a new master", func() bool { return w.master(2, 3) != nil })
+		behind(a)
+		w.isolate(a.id, false)
+		if err := current(a); err != nil {
+			t.Errorf("the old master after the heal: %v", err)
+		}
+		w.isolate(c.id, true)
+		w.nodes[2].say("three")
+		w.nodes[2].shut()
+		w.nodes[3].shut()
+		w.isolate(c.id, false)
+		behind(c)
+	})
+}
+
 func TestAnyNodeMayRestart(t *testing.T) {
 	for name, storage := range map[string]func(t *testing.T) func(mesh.NodeID) Storage{
 		"in memory": func(t *testing.T) func(mesh.NodeID) Storage { return inMemory },

@@ -144,7 +144,7 @@ func (h *simHost) Forward(ctx context.Context, to mesh.NodeID, req []byte) ([]by
 	h.net.mu.Lock()
 	e := h.net.hosts[to].e
 	h.net.mu.Unlock()
-	rep := e.HandleForward(ctx, h.id, req)
+	rep := e.HandleForward(h.id, req)
 	return rep, h.cross(ctx, to)
 }
 

@@ -39,7 +39,7 @@ func (r *Refused) Error() string { return r.Text }
 // The request and the reply that go between a node and the master.
 type request struct {
 	Version uint8  `cbor:"1,keyasint"`
-	Kind    uint8  `cbor:"2,keyasint"` // 1 propose, 2 how far are you
+	Kind    uint8  `cbor:"2,keyasint"` // 1 propose, 2 how far are you, 3 what must a current copy hold
 	Command []byte `cbor:"3,keyasint,omitempty"`
 	Lineage []byte `cbor:"4,keyasint,omitempty"` // of the asking node: 16 bytes
 	Last    uint64 `cbor:"5,keyasint,omitempty"` // kind 2: the end of the master's log
@@ -55,6 +55,7 @@ type reply struct {
 const (
 	askPropose = 1
 	askStatus  = 2
+	askCurrent = 3
 
 	replyOK        = 0
 	replyNotMaster = 1 // try there, or later
@@ -80,27 +81,45 @@ var requestDec, _ = cbor.DecOptions{MaxArrayElements: 16, MaxMapPairs: 16, MaxNe
 // *NoMaster after Config.Patience without one, a *Refused (or at the master
 // what Machine.Prepare said) for a command that is none, or ctx's.
 func (e *Election) Propose(ctx context.Context, command []byte) ([]byte, error) {
+	r, err := e.insist(ctx, request{Kind: askPropose, Command: command})
+	if err != nil {
+		return nil, err
+	}
+	return r.Result, e.reach(ctx, r.Index, "the change is made, but has not reached this node yet")
+}
+
+// Current returns when this node has applied every command that anybody was
+// answered before the call. Then what its machine does not know does not
+// exist. The error is a *NoMaster after Config.Patience without one, or ctx's:
+// the copy may be behind.
+func (e *Election) Current(ctx context.Context) error {
+	r, err := e.insist(ctx, request{Kind: askCurrent})
+	if err != nil {
+		return err
+	}
+	return e.reach(ctx, r.Index, "what the master has has not reached this node yet")
+}
+
+// insist puts a request to whoever is master until it is answered.
+func (e *Election) insist(ctx context.Context, q request) (reply, error) {
 	deadline := time.Now().Add(e.cfg.Patience)
 	for {
 		changed := e.changes()
-		r, err := e.try(ctx, command)
-		if err == nil {
-			return r.Result, e.reach(ctx, r.Index)
-		}
+		r, err := e.try(ctx, q)
 		if !errors.Is(err, errRetry) {
-			return nil, err
+			return r, err
 		}
 		if !time.Now().Before(deadline) {
-			return nil, e.noMaster()
+			return reply{}, e.noMaster()
 		}
 		t := time.NewTimer(retryAfter)
 		select {
 		case <-ctx.Done():
 			t.Stop()
-			return nil, context.Cause(ctx)
+			return reply{}, context.Cause(ctx)
 		case <-e.done:
 			t.Stop()
-			return nil, errStopped
+			return reply{}, errStopped
 		case <-changed:
 			// A command of somebody else wakes us too: then it is too early.
 			select {
@@ -115,7 +134,7 @@ func (e *Election) Propose(ctx context.Context, command []byte) ([]byte, error) 
 
 var errRetry = errors.New("try again")
 
-func (e *Election) try(ctx context.Context, command []byte) (reply, error) {
+func (e *Election) try(ctx context.Context, q request) (reply, error) {
 	e.mu.Lock()
 	loaded := e.loaded
 	e.mu.Unlock()
@@ -130,11 +149,11 @@ func (e *Election) try(ctx context.Context, command []byte) (reply, error) {
 	case 0:
 		return reply{}, errRetry
 	case e.cfg.Self:
-		return e.lead(ctx, e.cfg.Self, command)
+		return e.lead(e.cfg.Self, q)
 	}
 	ctx, cancel := context.WithTimeout(ctx, forwardTime)
 	defer cancel()
-	r, err := e.forward(ctx, s.Master, request{Kind: askPropose, Command: command})
+	r, err := e.forward(ctx, s.Master, q)
 	if err != nil {
 		e.log.Debug("the master could not be asked", "peer", s.Master, "err", err)
 		return reply{}, errRetry
@@ -168,15 +187,15 @@ func (e *Election) forward(ctx context.Context, to mesh.NodeID, q request) (r re
 
 // HandleForward answers a request that Forwarder.Forward carried here from a
 // peer whose identity is proven.
-func (e *Election) HandleForward(ctx context.Context, from mesh.NodeID, req []byte) []byte {
-	b, err := cbor.Marshal(e.answer(ctx, from, req))
+func (e *Election) HandleForward(from mesh.NodeID, req []byte) []byte {
+	b, err := cbor.Marshal(e.answer(from, req))
 	if err != nil {
 		return nil // a reply always encodes
 	}
 	return b
 }
 
-func (e *Election) answer(ctx context.Context, from mesh.NodeID, req []byte) reply {
+func (e *Election) answer(from mesh.NodeID, req []byte) reply {
 	var q request
 	if len(req) > MaxRequest || requestDec.Unmarshal(req, &q) != nil || q.Version != requestVersion {
 		return reply{Code: replyRefused, Text: "the request is malformed"}
@@ -195,8 +214,8 @@ func (e *Election) answer(ctx context.Context, from mesh.NodeID, req []byte) rep
 			e.later(func() { e.caughtUp(l) })
 		}
 		return reply{Code: replyOK, Index: l.raft.AppliedIndex()}
-	case askPropose:
-		r, err := e.lead(ctx, from, q.Command)
+	case askPropose, askCurrent:
+		r, err := e.lead(from, q)
 		switch {
 		case err == nil:
 			return r
@@ -209,14 +228,32 @@ func (e *Election) answer(ctx context.Context, from mesh.NodeID, req []byte) rep
 	return reply{Code: replyRefused, Text: "this version does not know the request"}
 }
 
-// lead proposes a command at the master.
-func (e *Election) lead(_ context.Context, from mesh.NodeID, command []byte) (reply, error) {
+// lead does at the master what a node asks of it.
+func (e *Election) lead(from mesh.NodeID, q request) (reply, error) {
 	e.mu.Lock()
 	l, rival := e.life, len(e.rec.Rival) > 0
 	e.mu.Unlock()
 	if l == nil || rival || !l.leads() || l.makeReady() != nil {
 		return reply{}, errRetry
 	}
+	if q.Kind == askCurrent {
+		return e.confirm(l)
+	}
+	return e.order(l, from, q.Command)
+}
+
+// confirm says how far the machine is, once a majority has confirmed that this
+// node still led after it looked: so nobody else can have answered more.
+func (e *Election) confirm(l *life) (reply, error) {
+	at, _ := e.d.Machine.Applied() // an answered command was applied here first
+	if err := l.raft.VerifyLeader().Error(); err != nil {
+		return reply{}, errRetry
+	}
+	return reply{Code: replyOK, Index: at}, nil
+}
+
+// order puts a command into the log.
+func (e *Election) order(l *life, from mesh.NodeID, command []byte) (reply, error) {
 	prepared, err := e.d.Machine.Prepare(command, from, time.Now())
 	if err != nil {
 		return reply{}, err
@@ -247,8 +284,9 @@ func (e *Election) ask(ctx context.Context, id mesh.NodeID, l *life) Contact {
 	return Contact{ID: id, Last: time.Now(), Index: r.Index}
 }
 
-// reach waits until this node has applied index.
-func (e *Election) reach(ctx context.Context, index uint64) error {
+// reach waits until this node has applied index; behind says what it means when
+// ctx ends before.
+func (e *Election) reach(ctx context.Context, index uint64, behind string) error {
 	for {
 		changed := e.changes()
 		if at, _ := e.d.Machine.Applied(); at >= index {
@@ -259,7 +297,7 @@ func (e *Election) reach(ctx context.Context, index uint64) error {
 		case <-e.done:
 			return errStopped
 		case <-ctx.Done():
-			return fmt.Errorf("the change is made, but has not reached this node yet: %w", context.Cause(ctx))
+			return fmt.Errorf("%s: %w", behind, context.Cause(ctx))
 		}
 	}
 }

@@ -1,0 +1,5 @@
+//go:build mutant_unsure
+
+package joining
+
+const asksFirst = false
