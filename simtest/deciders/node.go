@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
 	"posthouse/mailstore/log/simfs"
+	"posthouse/mailstore/mime"
 	"posthouse/mesh"
 	"posthouse/mesh/domain"
 	"posthouse/transport"
@@ -137,7 +139,10 @@ func (n *node) start() error {
 			}
 			return legsOf(n.routing().Decide(env, []route.Rcpt{{Address: a, Notify: transport.NotifyNever}}))
 		},
-		Domain: route.ToDomain, Member: n.member,
+		Domain: route.ToDomain, Member: n.member, Parse: func(r io.ReaderAt, size int64) (*mime.Structure, error) {
+			n.w.obs.wrote(r, size)
+			return mime.Parse(r, size)
+		},
 		Decode: func(meta []byte) (queue.Delivered, error) {
 			d, err := mailstore.DecodeDelivered(meta)
 			return queue.Delivered(d), err
@@ -145,9 +150,6 @@ func (n *node) start() error {
 		Host: func() string { return n.name + "." + domainName }, Postmaster: func() string { return "postmaster@" + domainName },
 		Finals: func(origin mesh.NodeID) { n.see(origin, askAfter) },
 		Event: func(e queue.Event) {
-			if n.w.obs.msgs[e.ID] == nil && e.What == "deferred" {
-				n.w.obs.stuck[e.Recipient] = true
-			}
 			n.w.note("%s %s %s by %s to %s: %d %s", n.name, e.What, n.w.obs.name(e.ID), e.Dest, e.Recipient, e.Result.Code, e.Result.Text)
 		},
 	}

@@ -3,6 +3,7 @@ package deciders
 import (
 	"bytes"
 	"fmt"
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -33,9 +34,9 @@ type observer struct {
 	seen    map[place]map[mailstore.UID]string // what stood under a UID
 	next    map[place]mailstore.UID
 	going   map[place]map[mailstore.UID]bool // expunges that were asked for; true: and answered
-	stuck   map[string]bool                  // addresses at which a report was deferred
 	reports map[string]int                   // kind, number, recipient
 	papers  map[string]string                // and the report's id
+	written map[string]letter                // reports that nodes have made, by their id
 }
 
 // client is a sender at a node: it sends one message after the other.
@@ -59,7 +60,7 @@ type place struct {
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
 		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{},
-		seen: map[place]map[mailstore.UID]string{}, next: map[place]mailstore.UID{}, going: map[place]map[mailstore.UID]bool{}, stuck: map[string]bool{}, reports: map[string]int{}, papers: map[string]string{}}
+		seen: map[place]map[mailstore.UID]string{}, next: map[place]mailstore.UID{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
 }
 
 func (o *observer) name(id transport.MessageID) string {
@@ -304,35 +305,61 @@ func (o *observer) identify(n *node, f *mailstore.Folder, uid mailstore.UID, use
 // ours, and there is one of each kind for each recipient.
 func (o *observer) report(n *node, s *sent, text []byte, user int) (string, bool) {
 	from, _ := field(text[max(0, bytes.Index(text, []byte("X-Number: "))-200):], "From: <")
-	kind, _ := field(text, "Action: ")
-	what := fmt.Sprintf("%s m%d", kind, s.num)
+	l := readLetter(text)
+	what := fmt.Sprintf("%s m%d", l.kind, s.num)
 	if from = strings.TrimSuffix(from, ">"); from != address(user) {
 		o.w.violation("I16: u%d got a report about mail of <%s>: %s", user, from, what)
 		return what, false
 	}
-	for line := range bytes.Lines(text) {
-		r, ok := strings.CutPrefix(string(line), "Final-Recipient:")
-		if !ok {
-			continue
-		}
-		r = strings.TrimSpace(r[strings.IndexByte(r, ';')+1:])
+	for _, r := range l.rcpts {
 		what += " " + r
-		key := fmt.Sprintf("%s m%d %s", kind, s.num, r)
-		if id, _ := field(text, "Message-ID: "); o.papers[key] == id && o.moved[user] {
+		key := fmt.Sprintf("%s m%d %s", l.kind, s.num, r)
+		if o.papers[key] == l.id && o.moved[user] {
 			continue // the same one, at a former home
-		} else {
-			o.papers[key] = id
 		}
+		o.papers[key] = l.id
 		if o.reports[key]++; o.reports[key] > 1 {
 			o.w.violation("I16: %s was reported twice", key)
 			return what, false
 		}
-		if kind == "failed" {
+		if l.kind == "failed" {
 			o.w.res.Reports++
 		}
 	}
 	o.w.note("u%d finds at %s: %s", user, n.name, what)
 	return what, true
+}
+
+// letter is what a report says.
+type letter struct {
+	id    string // of the report
+	kind  string // "failed", …
+	num   string // of the message that it is about
+	rcpts []string
+}
+
+func readLetter(text []byte) (l letter) {
+	l.id, _ = field(text, "Message-ID: <")
+	l.id, _, _ = strings.Cut(l.id, "@")
+	l.kind, _ = field(text, "Action: ")
+	l.num, _ = field(text, "X-Number: ")
+	for line := range bytes.Lines(text) {
+		if r, ok := bytes.CutPrefix(line, []byte("Final-Recipient:")); ok {
+			l.rcpts = append(l.rcpts, string(bytes.TrimSpace(r[bytes.IndexByte(r, ';')+1:])))
+		}
+	}
+	return l
+}
+
+// wrote notes a report that a node has made.
+func (o *observer) wrote(r io.ReaderAt, size int64) {
+	text := make([]byte, size)
+	if n, err := r.ReadAt(text, 0); int64(n) < size {
+		o.w.violation("a report that was made cannot be read: %v", err)
+		return
+	}
+	l := readLetter(text)
+	o.written[l.id] = l
 }
 
 // field returns what follows the first line that begins so.
@@ -391,8 +418,7 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) 
 	}
 	slices.Sort(users)
 	quiet := l.From < 0 || l.Notify == transport.NotifyNever // nobody hears of a failure
-	// A report ends without a trace when it is given up itself: lives are short.
-	unheard := o.w.plan.Short && (quiet || o.stuck[address(l.From)])
+	unheard := o.w.plan.Short && quiet                       // it may have been given up
 	for _, u := range slices.Compact(users) {
 		copies := len(at[fmt.Sprintf("m%d %s", s.num, mailboxOf(u))])
 		bounced := o.reports[fmt.Sprintf("failed m%d %s", s.num, address(u))]
@@ -439,7 +465,8 @@ func (o *observer) idOf(s *sent) transport.MessageID {
 	return transport.MessageID{}
 }
 
-// held returns what stands in the undeliverable hold.
+// held returns what stands in the undeliverable hold: messages, and reports of
+// failure in place of what they are about.
 func (o *observer) held() map[string]int {
 	out := map[string]int{}
 	for _, n := range o.w.nodes {
@@ -456,8 +483,17 @@ func (o *observer) held() map[string]int {
 			}
 			for _, l := range legs {
 				for _, r := range l.Recipients {
-					if r.State == queue.Aside {
+					if r.State != queue.Aside {
+						continue
+					}
+					report, ok := o.written[l.Message.String()]
+					if !ok {
 						out[o.name(l.Message)+" "+r.Address]++
+					}
+					if report.kind == "failed" {
+						for _, about := range report.rcpts {
+							out["m"+report.num+" "+about]++
+						}
 					}
 				}
 			}

@@ -314,12 +314,14 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 	var order []about
 	rcpts := map[about][]*rcpt{}
 	var cs []change
+	at := map[int]int{} // recipient to change
 	for i := range r.Rcpts {
 		x := &r.Rcpts[i]
 		if x.Owes&owesReports == 0 {
 			continue
 		}
 		cs = append(cs, change{N: x.N, Clear: x.Owes & owesReports})
+		at[x.N] = len(cs) - 1
 		for _, k := range reportKinds {
 			if x.Owes&k.owes == 0 {
 				continue
@@ -338,20 +340,25 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 		return false, nil
 	}
 	now := q.clockStamp()
-	b, err := encMode.Marshal(&legMeta{V: version, Seq: n.seq, Dest: n.dest, Stamp: now, Changes: cs})
-	if err != nil {
-		return false, err
-	}
-	entries := []log.Entry{{Kind: log.KindLeg, Meta: b}}
+	entries := []log.Entry{{Kind: log.KindLeg}}
 	var accepts []*acceptMeta
 	for _, a := range order {
 		am, draft, err := q.write(ctx, n, r, meta, a.kind, a.to, rcpts[a])
+		if errors.Is(err, errNobody) {
+			q.d.Logger.Warn("report has nobody to go to", "msg_id", r.ID.String(), "kind", string(a.kind))
+			for _, x := range rcpts[a] {
+				if a.kind == dsn.Failed {
+					cs[at[x.N]].State = Aside
+				}
+			}
+			continue
+		}
 		if err != nil {
 			discard(entries)
 			return false, fmt.Errorf("report to <%s>: %w", a.to, err)
 		}
 		if am == nil {
-			continue // nobody to tell
+			continue // it is made already
 		}
 		am.Stamp = now
 		b, err := encMode.Marshal(am)
@@ -363,9 +370,16 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 		entries = append(entries, log.Entry{Kind: log.KindAccept, Meta: b, Body: draft})
 		accepts = append(accepts, am)
 	}
+	if entries[0].Meta, err = encMode.Marshal(&legMeta{V: version, Seq: n.seq, Dest: n.dest, Stamp: now, Changes: cs}); err != nil {
+		discard(entries)
+		return false, err
+	}
 	if err := q.j.Admit(ctx, 64<<10); err != nil {
 		discard(entries)
 		return false, err
+	}
+	for _, e := range q.lines(n, r, now.Q, cs) {
+		q.d.Event(e)
 	}
 	q.mu.Lock()
 	q.busy[n]++
@@ -396,7 +410,11 @@ func discard(es []log.Entry) {
 	}
 }
 
-// write makes one report; nil when it has nobody to go to.
+// errNobody says that an address to which a report should go leads nowhere.
+var errNobody = errors.New("nobody has that address")
+
+// write makes one report; nil when it was made before. errNobody: it has
+// nobody to go to.
 func (q *Queue) write(ctx context.Context, n legName, r *row, about *acceptMeta, kind dsn.Kind, to string, xs []*rcpt) (*acceptMeta, *log.Draft, error) {
 	keys := make([]string, len(xs))
 	for i, x := range xs {
@@ -413,8 +431,7 @@ func (q *Queue) write(ctx context.Context, n legName, r *row, about *acceptMeta,
 	}
 	legs := q.d.Resolve(&am.Envelope, to)
 	if len(legs) == 0 {
-		q.d.Logger.Warn("report has nobody to go to", "msg_id", r.ID.String(), "kind", string(kind))
-		return nil, nil, nil
+		return nil, nil, errNobody
 	}
 	for _, l := range legs {
 		for i := range l.Rcpts {

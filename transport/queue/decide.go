@@ -119,12 +119,14 @@ type change struct {
 	Tried    time.Duration          `cbor:"13,keyasint,omitempty"` // with Waiting, after a deferral
 }
 
-// apply puts the change into r. What ended stays ended, whatever comes late.
+// apply puts the change into r. What ended stays ended, whatever comes late; but
+// a failure that nobody could be told of is set aside.
 func (c *change) apply(r *rcpt) {
-	if r.State == Done && c.State != 0 && c.State != Done {
+	untold := c.State == Aside && r.Owes&c.Clear&owesFailed != 0
+	if r.State == Done && c.State != 0 && c.State != Done && !untold {
 		return
 	}
-	if r.State != Done || c.State == 0 {
+	if r.State != Done || c.State == 0 || untold {
 		if c.State != 0 {
 			r.State = c.State
 		}
@@ -330,13 +332,16 @@ func (p *Policy) nextTick(dest transport.Destination, l *row) time.Duration {
 // fail ends a recipient. Who hears of it: the owner of the list, else the
 // sender unless it is null (RFC 5321 section 6.1), does not want it (RFC 3461
 // section 4.1), or came from outside unproven: a report to a forged sender
-// would be back-scatter, so such mail waits for a person.
+// would be back-scatter, so such mail waits for a person. So does a report
+// that cannot be delivered: it makes none, and its news must not vanish.
 func (p *Policy) fail(l *row, r *rcpt, c *change) {
 	c.State = Done
 	if l.Keeper != 0 {
 		c.Add |= owesFinal
 	}
 	switch {
+	case l.Origin == transport.OriginLocal && holdsReports:
+		c.State, c.Add = Aside, 0
 	case r.R.Bounces != "":
 		c.Add |= owesFailed
 	case l.Origin == transport.OriginOutside:

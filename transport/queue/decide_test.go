@@ -23,6 +23,9 @@ func life(t interface{ Fatalf(string, ...any) }, seed uint64) uint64 {
 	dest := dests[rnd.IntN(len(dests))]
 	l := &row{ID: msgID(1), From: []string{anna, "", "x@far.example"}[rnd.IntN(3)], Accepted: time.Duration(rnd.Int64N(int64(day)))}
 	l.Origin = []transport.Origin{transport.OriginOutside, transport.OriginSubmission, transport.OriginLocal}[rnd.IntN(3)]
+	if l.Origin == transport.OriginLocal {
+		l.From = "" // a report
+	}
 	if dest == toFar && rnd.IntN(3) == 0 {
 		l.Keeper = plzen
 	}
@@ -107,10 +110,13 @@ func life(t interface{ Fatalf(string, ...any) }, seed uint64) uint64 {
 					t.Fatalf("seed %d: given up though the home may have it", seed)
 				}
 			}
-			if c.State == Aside && l.Origin != transport.OriginOutside && age <= p.AsideAfter {
+			if c.State == Aside && l.Origin != transport.OriginOutside && l.Origin != transport.OriginLocal && age <= p.AsideAfter {
 				t.Fatalf("seed %d: set aside after %v", seed, age)
 			}
 			if o := c.Add & owesReports; o != 0 {
+				if l.Origin == transport.OriginLocal {
+					t.Fatalf("seed %d: a report about a report: %+v", seed, c)
+				}
 				if o&reported[c.N] != 0 {
 					t.Fatalf("seed %d: reported twice: %+v", seed, c)
 				}

@@ -172,6 +172,96 @@ func TestMailFromOutsideThatFailsInsideWaitsForAPerson(t *testing.T) {
 	})
 }
 
+func TestAReportThatCannotBeDeliveredWaitsForAPerson(t *testing.T) {
+	refused := transport.Result{Outcome: transport.Failed, Code: 550, Enhanced: "5.2.1", Text: "disabled"}
+	for _, tc := range []struct {
+		name string
+		life time.Duration
+		said *transport.Result // of anna's mailbox
+		text string
+	}{
+		{"refused for good", 0, &refused, "550 disabled"},
+		{"given up after its lifetime", 3 * day, &transport.Result{Outcome: transport.Deferred, Code: 452, Enhanced: "4.2.2", Text: "full"}, "452 not delivered within 3 days; last heard: full"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t)
+				w.policy = Policy{MeshLife: tc.life}
+				w.start()
+				shut := true
+				w.carry(local, w.mailstore(func(*transport.Leg, *transport.Recipient) *transport.Result {
+					if shut {
+						return tc.said
+					}
+					return nil
+				}))
+				w.carry(toFar, eachLeg(func(l *transport.Leg) []transport.Result { return all(len(l.Rcpts), refused) }))
+				w.accept(1, anna, transport.OriginSubmission, one(toFar, far("x@far.example")))
+				time.Sleep(10 * day)
+				synctest.Wait()
+				held := func() []LegRow {
+					rows, err := w.q.Legs(t.Context(), local, 0, 10)
+					if err != nil {
+						t.Fatal(err)
+					}
+					return rows
+				}
+				rows := held()
+				if len(rows) != 1 || len(rows[0].Recipients) != 1 || rows[0].Recipients[0].State != Aside || rows[0].Recipients[0].Error != tc.text {
+					t.Fatalf("the hold has %+v", rows)
+				}
+				w.crash()
+				w.disk.DropView(t)
+				w.start()
+				want(t, len(held()), 1)
+				shut = false
+				if n, err := w.q.Unhold(t.Context(), rows[0].Queue); n != 1 || err != nil {
+					t.Fatal(n, err)
+				}
+				synctest.Wait()
+				want(t, w.boxes(), []string{anna + " report"})
+				want(t, w.left(), "")
+				w.crash()
+			})
+		})
+	}
+}
+
+func TestAFailureThatNobodyCanBeToldOfWaitsForAPerson(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.mu.Lock()
+		w.nobody = anna // whose account was removed meanwhile
+		w.mu.Unlock()
+		gone := true
+		w.carry(toFar, eachLeg(func(l *transport.Leg) []transport.Result {
+			if gone {
+				return all(len(l.Rcpts), transport.Result{Outcome: transport.Failed, Code: 550, Enhanced: "5.1.1", Text: "who?", By: "mx"})
+			}
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Relayed, Code: 250})
+		}))
+		id := w.accept(1, anna, transport.OriginSubmission, one(toFar, far("x@far.example"), far("y@far.example")))
+		synctest.Wait()
+		w.crash()
+		w.disk.DropView(t)
+		w.start()
+		synctest.Wait()
+		rows, err := w.q.Show(id)
+		if err != nil || len(rows) != 1 {
+			t.Fatal(rows, err)
+		}
+		want(t, rows[0].Recipients, []RcptRow{{Address: "x@far.example", State: Aside, Attempts: 1, Error: "mx: 550 who?"}, {Address: "y@far.example", State: Aside, Attempts: 1, Error: "mx: 550 who?"}})
+		gone = false
+		if n, err := w.q.Unhold(t.Context(), id); n != 2 || err != nil {
+			t.Fatal(n, err)
+		}
+		synctest.Wait()
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
 func TestDelayNoticeAtFourHoursAndFailureAfterFiveDays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

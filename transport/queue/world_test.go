@@ -94,6 +94,7 @@ type world struct {
 	events   []string
 	policy   Policy
 	full     func(transport.Destination, mesh.MailboxID) bool
+	nobody   string   // an address that leads nowhere
 	inbox    []string // what the fake mailstore has: "mailbox id"
 }
 
@@ -126,6 +127,11 @@ func (w *world) deps() Deps {
 			return d, ok && d.Scope == 0
 		},
 		Resolve: func(_ *transport.Envelope, a string) []Leg {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if a == w.nobody {
+				return nil
+			}
 			if !strings.HasSuffix(a, "@ours.example") {
 				return []Leg{{Dest: toFar, Rcpts: []transport.Recipient{{Address: a}}}}
 			}

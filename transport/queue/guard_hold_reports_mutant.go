@@ -1,0 +1,5 @@
+//go:build mutant_lost_report
+
+package queue
+
+const holdsReports = false
