@@ -8,9 +8,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"golang.org/x/sys/unix"
@@ -108,47 +110,115 @@ func TestTheWriteAheadFilesHaveTheirBlocksBeforeBadgerMapsThem(t *testing.T) {
 	}
 }
 
-func TestTheSecondCrashInOpenSetsTheViewAside(t *testing.T) {
-	dir := t.TempDir()
-	var why []string
-	o := Options{Dir: dir, Ballast: -1, MemTable: 4 << 20, Rebuilding: func(s string) { why = append(why, s) }}
-	open := func() *View {
-		t.Helper()
-		v, err := Open(t.Context(), o)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return v
-	}
-	v := open()
-	fill(t, v, 1, 10, 10)
-	v.Close()
-	if _, err := os.Stat(filepath.Join(dir, markFile)); err == nil {
+// marks is a view's folder with what processes that were killed leave in it.
+type marks struct {
+	t    *testing.T
+	opt  Options
+	why  []string // it was set aside
+	view *View
+}
+
+func newMarks(t *testing.T) *marks {
+	m := &marks{t: t}
+	m.opt = Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20, Rebuilding: func(s string) { m.why = append(m.why, s) }}
+	m.open()
+	fill(t, m.view, 1, 10, 10)
+	m.view.Close()
+	if m.mark() != "" {
 		t.Fatal("the mark stayed")
 	}
-	mark := func(n string) {
-		if err := os.WriteFile(filepath.Join(dir, markFile), []byte(n), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	return m
+}
+
+func (m *marks) open() {
+	m.t.Helper()
+	v, err := Open(m.t.Context(), m.opt)
+	if err != nil {
+		m.t.Fatal(err)
 	}
-	mark("1\n")
-	v = open()
-	if v.Applied() != 10 || len(why) != 0 {
-		t.Fatal(v.Applied(), why)
+	m.view = v
+}
+
+func (m *marks) mark() string {
+	b, _ := os.ReadFile(filepath.Join(m.opt.Dir, markFile))
+	return string(b)
+}
+
+func (m *marks) leave(mark string) {
+	if err := os.WriteFile(filepath.Join(m.opt.Dir, markFile), []byte(mark), 0o600); err != nil {
+		m.t.Fatal(err)
 	}
-	v.Abort()
-	mark("2\n")
-	v = open()
-	if v.Applied() != 0 || len(why) != 1 {
-		t.Fatal(v.Applied(), why)
+}
+
+// kill ends a process that had the view open.
+func (m *marks) kill() {
+	mark := m.mark()
+	m.view.Abort()
+	if mark != "" {
+		m.leave(mark)
 	}
-	fill(t, v, 1, 10, 10)
-	v.Close()
-	mark("2\n")
-	open().Close()
-	old, _ := filepath.Glob(filepath.Join(dir, asidePrefix+"-*"))
+}
+
+// whole checks that it is the view that was filled.
+func (m *marks) whole() {
+	m.t.Helper()
+	if m.view.Applied() != 10 || len(m.why) != 0 {
+		m.t.Fatalf("at record %d, set aside: %q", m.view.Applied(), m.why)
+	}
+}
+
+func (m *marks) setAside(why string) {
+	m.t.Helper()
+	if m.view.Applied() != 0 || len(m.why) != 1 || m.why[0] != why {
+		m.t.Fatalf("at record %d, set aside: %q; want %q", m.view.Applied(), m.why, why)
+	}
+}
+
+func TestTheSecondCrashInOpenSetsTheViewAside(t *testing.T) {
+	m := newMarks(t)
+	for _, left := range []string{"opens 1 stands 0\n", "", "opens 1 stands 4\n"} { // "": it ended while it wrote
+		m.leave(left)
+		m.open()
+		m.whole()
+		m.view.Abort()
+	}
+	m.leave("opens 2 stands 1\n")
+	m.open()
+	m.setAside("opening it ended the process 2 times")
+	fill(t, m.view, 1, 10, 10)
+	m.view.Close()
+	m.leave("opens 2 stands 0\n")
+	m.open()
+	m.view.Close()
+	old, _ := filepath.Glob(filepath.Join(m.opt.Dir, asidePrefix+"-*"))
 	if len(old) != 1 || !strings.HasSuffix(old[0], "-2") {
 		t.Fatal("set aside:", old)
+	}
+}
+
+func TestKillsOfAnIdleNodeLeaveTheViewAlone(t *testing.T) {
+	m := newMarks(t)
+	for range maxStands {
+		m.open()
+		m.whole()
+		m.kill()
+	}
+	// Badger may end it again and again soon after the open, too.
+	m.open()
+	m.setAside("the process ended 5 times within 10s after it was opened")
+	m.view.Close()
+}
+
+func TestAViewThatHasStoodIsProven(t *testing.T) {
+	m := newMarks(t)
+	m.opt.standing = time.Nanosecond
+	for range maxStands + 1 {
+		m.open()
+		m.whole()
+		for m.mark() != "" {
+			runtime.Gosched()
+		}
+		m.kill()
 	}
 }
 

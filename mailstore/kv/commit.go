@@ -41,15 +41,31 @@ func (v *View) halt() {
 func (v *View) run() {
 	defer close(v.done)
 	defer v.end()
+	var stands <-chan time.Time
+	if v.files != nil {
+		t := time.NewTimer(time.Until(v.opened.Add(v.opt.standing)))
+		defer t.Stop()
+		stands = t.C
+	}
 	for {
 		select {
 		case <-v.work:
+		case <-stands:
+			v.stood()
+			continue
 		case <-v.stop:
 			return
 		}
 		if !v.linger() || !v.drain() {
 			return
 		}
+	}
+}
+
+// stood ends the trial of a view that has stood for long enough.
+func (v *View) stood() {
+	if v.files != nil && time.Since(v.opened) >= v.opt.standing {
+		v.files.proven()
 	}
 }
 
@@ -97,6 +113,7 @@ func (v *View) drain() bool {
 			t := time.NewTimer(fullPoll)
 			select {
 			case <-t.C:
+				v.stood() // it does not need to be written for that
 			case <-v.stop:
 				t.Stop()
 				return false
@@ -274,7 +291,7 @@ func (v *View) Reset(ctx context.Context, reason string, keep bool) error {
 func (v *View) adopt(n *View) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.st, v.files, v.space = n.st, n.files, n.space
+	v.st, v.files, v.space, v.opened = n.st, n.files, n.space, n.opened
 	v.work, v.stop, v.done = n.work, n.stop, n.done
 	v.stopOnce = sync.Once{}
 	v.closeErr = nil

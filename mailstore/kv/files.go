@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,15 +17,41 @@ import (
 const (
 	rowsDir     = "db"       // Badger's own folder
 	asidePrefix = "db.aside" // db.aside-N: the one view that was set aside last
-	markFile    = "opening"  // there while a view is not proven; holds the number of tries
+	markFile    = "opening"  // there while a view is not proven; holds a trial
 	damageFile  = "damaged"  // there when a read met damage; holds what was met
 	ballastFile = "ballast"
 	lockName    = "lock"
 )
 
-// maxTries is the number of opens that may end the process before the view is
-// set aside.
-const maxTries = 2
+// When a process ends that has a view open, nobody can say whether the view was
+// the cause. So a view is on trial until it was written, was closed in good
+// order, or has stood for a while; ends in a row during a trial set it aside.
+const (
+	// maxOpens is how many may fall into the opening itself, which is short:
+	// that was hardly somebody's kill.
+	maxOpens = 2
+	// maxStands is how many may follow within standing after an open that was
+	// done: a node that is killed and started again and again looks the same,
+	// and a view is not made anew for nothing.
+	maxStands = 5
+	// standing is by when Badger has done what it does of itself after an open:
+	// its compactors begin within a second.
+	standing = 10 * time.Second
+)
+
+// trial counts the ends in a row of processes whose view was not proven.
+type trial struct{ opens, stands int }
+
+// guilty says why a view is to be set aside, or "".
+func (t trial) guilty() string {
+	switch {
+	case t.opens >= maxOpens:
+		return fmt.Sprintf("opening it ended the process %d times", t.opens)
+	case t.stands >= maxStands:
+		return fmt.Sprintf("the process ended %d times within %v after it was opened", t.stands, standing)
+	}
+	return ""
+}
 
 // files is the folder of a view, locked against other processes.
 type files struct {
@@ -60,29 +87,28 @@ func (f *files) release() { f.lock.Close() }
 
 func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// tries counts the opens since the last one that was proven.
-func (f *files) tries() int {
+// trial returns what the last processes left.
+func (f *files) trial() (t trial) {
 	b, err := os.ReadFile(f.path(markFile))
 	if err != nil {
-		return 0
+		return trial{}
 	}
-	n, err := strconv.Atoi(strings.TrimSpace(string(b)))
-	if err != nil {
-		return 1 // the process ended while the mark was written
+	if n, _ := fmt.Sscanf(string(b), "opens %d stands %d\n", &t.opens, &t.stands); n != 2 {
+		return trial{opens: 1} // the process ended while the mark was written
 	}
-	return n
+	return t
 }
 
-// mark notes, on disk, that the view is being opened for the nth time.
-func (f *files) mark(n int) error {
-	if err := writeSynced(f.path(markFile), strconv.Itoa(n)+"\n"); err != nil {
+// mark notes, on disk, how the trial stands should the process end now.
+func (f *files) mark(t trial) error {
+	if err := writeSynced(f.path(markFile), fmt.Sprintf("opens %d stands %d\n", t.opens, t.stands)); err != nil {
 		return fmt.Errorf("mark view: %w", err)
 	}
 	f.marked.Store(true)
 	return nil
 }
 
-// proven removes the mark: the view was opened, read and written.
+// proven removes the mark.
 func (f *files) proven() {
 	if f.marked.CompareAndSwap(true, false) {
 		os.Remove(f.path(markFile))
@@ -241,26 +267,28 @@ func (v *View) openFiles(f *files) error {
 		v.opt.Rebuilding(reason)
 		return f.setAside(reason)
 	}
-	tries := f.tries()
+	t := f.trial()
+	why := t.guilty()
 	if d := f.damage(); d != "" {
-		if err := again("damaged: " + d); err != nil {
+		why = "damaged: " + d
+	}
+	if why != "" {
+		if err := again(why); err != nil {
 			return err
 		}
-		tries = 0
-	} else if tries >= maxTries {
-		if err := again(fmt.Sprintf("opening it ended the process %d times", tries)); err != nil {
-			return err
-		}
-		tries = 0
+		t = trial{}
 	}
 	for first := true; ; first = false {
-		if err := f.mark(tries + 1); err != nil {
+		if err := f.mark(trial{t.opens + 1, t.stands}); err != nil {
 			return err
 		}
 		st, m, err := openBadger(f.path(rowsDir), sp.memTable, v.opt, sp)
 		if err == nil {
-			v.st, v.files, v.space = st, f, sp
+			v.st, v.files, v.space, v.opened = st, f, sp, time.Now()
 			if err = v.begin(m); err == nil {
+				err = f.mark(trial{0, t.stands + 1})
+			}
+			if err == nil {
 				sp.float()
 				sp.watch()
 				return nil
@@ -273,6 +301,6 @@ func (v *View) openFiles(f *files) error {
 		if err := again(err.Error()); err != nil {
 			return err
 		}
-		tries = 0
+		t = trial{}
 	}
 }

@@ -93,6 +93,8 @@ type Options struct {
 	// ByHand: no committer runs, Commit does its work. For the simulator of the
 	// deciders (simtest/deciders).
 	ByHand bool
+
+	standing time.Duration // after which a view is proven; tests have less time
 }
 
 // FS is what Statfs says.
@@ -108,6 +110,9 @@ func (o *Options) defaults() {
 	}
 	if o.Delay == 0 {
 		o.Delay = 250 * time.Millisecond
+	}
+	if o.standing == 0 {
+		o.standing = standing
 	}
 	if o.OverlayBytes <= 0 {
 		o.OverlayBytes = 32 << 20
@@ -177,9 +182,8 @@ type iterator interface {
 
 var errFull = errors.New("disk below its floor")
 
-// Open opens or makes the view in opt.Dir. A view that cannot be read, that
-// ended the process twice in a row while being opened, that was found damaged
-// the last time, or of a format that this version does not know, is set aside
+// Open opens or makes the view in opt.Dir. A view that cannot be read, whose
+// trial (files.go) went against it, that was found damaged the last time, or of a format that this version does not know, is set aside
 // and a new one begun: Applied is then 0 and the log has to be replayed.
 func Open(ctx context.Context, opt Options) (*View, error) {
 	opt.defaults()

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // View is an ordered map of rows with a position in the log. Reads may come
@@ -16,6 +17,8 @@ type View struct {
 	st    store
 	files *files // nil in memory
 	space *space // nil when there is no Statfs
+
+	opened time.Time // of the files
 
 	work     chan struct{} // a token: the committer has something to look at
 	stop     chan struct{} // closed by Close and Abort

@@ -152,7 +152,7 @@ func startOnAFullDisk(t *testing.T, m *Mesh, d *disk, l *Ledger, to demo.User) {
 	}
 	// Then there is nothing left: it waits, or starts and takes nothing; it says
 	// so either way. Unless it finds something of its own to drop: a view that was
-	// set aside, since two kills in a row may be the view's fault.
+	// set aside.
 	m.Kill("hq")
 	releases = append(releases, d.fill("filler-2"))
 	started := make(chan error, 1)
