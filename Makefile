@@ -18,7 +18,8 @@ demo: build ## three offices, people and a small outside world on this machine; 
 test: tools ## every test; installs the Debian packages that they need when run as root
 	$(GO) test -timeout 14m ./...
 
-prove: tools ## the promises on real processes in full: every power cut, flip and kill of them (an hour; as root)
+prove: tools ## the promises in full: every crash point, then on real processes every power cut, flip and kill (an hour; as root)
+	PROVE=full $(GO) test -count=1 -v -timeout 60m -run EveryDiskOperation ./simtest/deciders
 	PROVE=full $(GO) test -count=1 -v -timeout 180m ./simtest/processes
 
 MINUTES ?= 10

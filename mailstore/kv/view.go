@@ -318,6 +318,9 @@ func (v *View) Unbound() {
 // Flush waits until everything applied before the call is on disk. While the
 // disk is below its floor it fails with ErrNoSpace.
 func (v *View) Flush(ctx context.Context) error {
+	if v.opt.ByHand {
+		return v.Commit()
+	}
 	v.mu.Lock()
 	target := v.applied
 	v.flushing++

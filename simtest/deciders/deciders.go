@@ -91,9 +91,12 @@ type world struct {
 	// One generator a concern: what is new in one leaves the others' choices.
 	net, disk, load *rand.Rand
 
-	ctx    context.Context
-	full   map[int]int // users whose mailbox is full
-	calmed bool        // all faults have ended
+	ctx     context.Context
+	full    map[int]int // users whose mailbox is full
+	people  int         // users that there were, numbered from 0
+	segment int64       // of the logs, in bytes
+	crashes int         // at a disk operation
+	calmed  bool        // all faults have ended
 
 	nodes   []*node
 	links   *links
@@ -104,7 +107,7 @@ type world struct {
 
 func newWorld(p Plan, opt Options) *world {
 	gen := func(concern uint64) *rand.Rand { return rand.New(rand.NewPCG(p.Seed, concern)) }
-	w := &world{plan: p, opt: opt, res: &Result{Plan: p, Faults: map[Kind]int{}}, hash: newHash(), ctx: context.Background(), full: map[int]int{}, net: gen(11), disk: gen(12), load: gen(13)}
+	w := &world{plan: p, opt: opt, res: &Result{Plan: p, Faults: map[Kind]int{}}, hash: newHash(), ctx: context.Background(), full: map[int]int{}, segment: 64 << 10, people: p.Nodes * p.Users, net: gen(11), disk: gen(12), load: gen(13)}
 	w.links = newLinks(w)
 	w.obs = newObserver(w)
 	w.outside = newOutside(w)
@@ -174,6 +177,11 @@ func (w *world) play() {
 		w.until(min(w.now+lookEvery, begin+w.plan.Length))
 		w.obs.look()
 	}
+	w.end()
+}
+
+// end ends all faults and waits for what has to come of all that happened.
+func (w *world) end() {
 	w.calm()
 	quiet := w.now
 	for w.now < quiet+meshDrain && !w.drained(false) && len(w.wrong) == 0 {

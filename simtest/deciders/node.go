@@ -65,6 +65,7 @@ type node struct {
 	flushing, commits, repeater bool
 	crashIn                     int // disk operations until the power goes; 0: never
 	crashAs                     Fault
+	lost                        bool // the power went at a disk operation
 	failSync                    bool
 	slowSync                    int // ms
 	skew                        time.Duration
@@ -112,7 +113,7 @@ func (n *node) start() error {
 	n.unsure, n.unsynced, n.late, n.astray = nil, nil, nil, map[copyOf]bool{}
 	n.fs.Hook = n.disk
 	opt := journal.Options{ByHand: true}
-	opt.Log.Dir, opt.Log.FS, opt.Log.Rand, opt.Log.SegmentSize = "log", n.fs, n.rand, 64<<10
+	opt.Log.Dir, opt.Log.FS, opt.Log.Rand, opt.Log.SegmentSize = "log", n.fs, n.rand, n.w.segment
 	opt.View.Memory, opt.View.Kept, opt.View.ID = true, n.kept, n.rand.Uint64
 	j, err := journal.Open(context.Background(), opt)
 	if err != nil {
@@ -159,11 +160,11 @@ func (n *node) start() error {
 	n.q = queue.New(j, deps)
 	j.Register(tap{n}, log.KindDeliver)
 	if err := j.Start(context.Background()); err != nil {
-		j.Close()
+		j.Abort()
 		return err
 	}
 	if n.hand, err = n.q.ByHand(); err != nil {
-		j.Close()
+		j.Abort()
 		return err
 	}
 	n.up = true
@@ -197,6 +198,9 @@ func (n *node) come() {
 	if err := n.start(); err != nil {
 		n.w.note("%s cannot start: %v", n.name, err)
 		n.dead()
+		if errors.Is(err, simfs.ErrCrashed) {
+			n.image(n.crashed())
+		}
 		n.w.after(5*time.Second, n.come)
 		return
 	}
@@ -351,27 +355,41 @@ func (n *node) disk(op simfs.Op) simfs.Fault {
 	}
 	if n.crashIn > 0 {
 		if n.crashIn--; n.crashIn == 0 {
+			n.lost = true
 			return simfs.Fault{Crash: true}
 		}
 	}
 	return simfs.Fault{}
 }
 
-// dying notices that the log has ended: the process ends with it.
+// dying notices that the log has ended, or the power gone: so has the process.
 func (n *node) dying() bool {
 	if !n.up {
 		return true
 	}
 	err := n.j.Err()
-	if err == nil {
+	if err == nil && !n.lost {
 		return false
 	}
-	f := n.crashAs
-	n.crashAs = Fault{}
+	f := n.crashed()
 	n.w.note("%s ends: %v", n.name, err)
 	n.crash(f)
 	n.w.after(max(f.Span, time.Second), n.come)
+	for i, o := range n.w.nodes { // F9: at one instant
+		if f.B>>i&1 == 1 && o != n && o.up {
+			o.crash(Fault{Mode: f.Mode, View: f.View})
+			n.w.after(max(f.Span, time.Second), o.come)
+		}
+	}
 	return true
+}
+
+// crashed returns how the power went that a fault has taken at an operation.
+func (n *node) crashed() Fault {
+	f := n.crashAs
+	n.crashAs = Fault{}
+	n.w.crashes++
+	return f
 }
 
 // crash takes the power away.
@@ -379,21 +397,38 @@ func (n *node) crash(f Fault) {
 	if !n.up {
 		return
 	}
-	n.w.note("%s loses its power: %s, view gone %v", n.name, f.Mode, f.Gone)
+	n.w.note("%s loses its power: %s, view %s", n.name, f.Mode, f.View)
 	n.w.obs.forgot(append(n.unsure, n.unsynced...))
+	if f.View == Level {
+		n.j.Commit()
+	}
 	n.fs.Crash()
 	n.j.Abort()
-	n.fs = n.fs.After(f.Mode, n.w.disk.Uint64())
-	n.fs.Hook = n.disk
-	if f.Gone {
-		n.kept = new(kv.Memory)
-	}
 	n.dead()
+	n.image(f)
 	n.w.links.changed()
 }
 
+// image is what the next start finds on disk.
+func (n *node) image(f Fault) {
+	n.fs = n.fs.After(f.Mode, n.w.disk.Uint64())
+	n.fs.Hook = n.disk
+	switch f.View {
+	case Older:
+		n.kept.Rewind(n.kept.Applied() / 2)
+	case Gone:
+		n.kept = new(kv.Memory)
+	case Damaged:
+		n.kept.Damage()
+	}
+	if f.Again > 0 {
+		n.crashIn, n.crashAs = f.Again, f
+		n.crashAs.Again = 0
+	}
+}
+
 func (n *node) dead() {
-	n.up, n.crashIn, n.failSync = false, 0, false
+	n.up, n.crashIn, n.lost, n.failSync = false, 0, false, false
 	n.boot++
 	n.carries, n.late = nil, nil
 }

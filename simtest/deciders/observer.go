@@ -32,7 +32,7 @@ type observer struct {
 
 	moved   map[int]bool                       // users whose home has changed
 	seen    map[place]map[mailstore.UID]string // what stood under a UID
-	next    map[place]mailstore.UID
+	was     map[place]mailstore.Status
 	going   map[place]map[mailstore.UID]bool // expunges that were asked for; true: and answered
 	reports map[string]int                   // kind, number, recipient
 	papers  map[string]string                // and the report's id
@@ -60,7 +60,7 @@ type place struct {
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
 		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{},
-		seen: map[place]map[mailstore.UID]string{}, next: map[place]mailstore.UID{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
+		seen: map[place]map[mailstore.UID]string{}, was: map[place]mailstore.Status{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
 }
 
 func (o *observer) name(id transport.MessageID) string {
@@ -150,13 +150,19 @@ func (t tap) Apply(rec log.Record, _ *kv.Batch, live bool) error {
 	return nil
 }
 
+// Live implements journal.Keeper: a tap needs nothing.
+func (tap) Live(func(seq uint64, size int64)) error { return nil }
+
+// Lasting implements journal.Keeper.
+func (tap) Lasting(log.Kind) bool { return false }
+
 // look reads the mailboxes of all nodes that are up: I4, and never two copies.
 func (o *observer) look() {
 	for _, n := range o.w.nodes {
 		if !n.runs() {
 			continue
 		}
-		for u := range o.w.plan.Nodes * o.w.plan.Users {
+		for u := range o.w.people {
 			o.read(n, u)
 		}
 	}
@@ -169,25 +175,19 @@ func (o *observer) read(n *node, user int) {
 		return
 	}
 	p := place{n.i, box}
-	mb, err := n.store.Mailbox(box)
-	if err != nil {
-		o.w.violation("%s: mailbox of u%d: %v", n.name, user, err)
+	f, st, list, ok := o.inbox(n, user)
+	if !ok {
 		return
 	}
-	f, err := mb.Folder("INBOX")
-	if err != nil {
-		o.w.violation("%s: INBOX of u%d: %v", n.name, user, err)
-		return
+	switch was, known := o.was[p]; {
+	case st.UIDNext < was.UIDNext:
+		o.w.violation("I4: UIDNEXT of u%d at %s fell from %d to %d", user, n.name, was.UIDNext, st.UIDNext)
+	case st.HighestModSeq < was.HighestModSeq:
+		o.w.violation("I4: HIGHESTMODSEQ of u%d at %s fell from %d to %d", user, n.name, was.HighestModSeq, st.HighestModSeq)
+	case known && st.UIDValidity != was.UIDValidity:
+		o.w.violation("I4: UIDVALIDITY of u%d at %s was %d and is %d", user, n.name, was.UIDValidity, st.UIDValidity)
 	}
-	st, list, err := f.List()
-	if err != nil {
-		o.w.violation("%s: INBOX of u%d: %v", n.name, user, err)
-		return
-	}
-	if st.UIDNext < o.next[p] {
-		o.w.violation("I4: UIDNEXT of u%d at %s fell from %d to %d", user, n.name, o.next[p], st.UIDNext)
-	}
-	o.next[p] = st.UIDNext
+	o.was[p] = st
 	known := o.seen[p]
 	if known == nil {
 		known = map[mailstore.UID]string{}
@@ -231,6 +231,21 @@ func (o *observer) read(n *node, user int) {
 	if there+missing != len(known) {
 		o.w.violation("I1: %d messages of u%d at %s are gone", len(known)-there-missing, user, n.name)
 	}
+}
+
+// inbox lists the INBOX of a user at a node.
+func (o *observer) inbox(n *node, user int) (f *mailstore.Folder, st mailstore.Status, list []mailstore.Info, ok bool) {
+	mb, err := n.store.Mailbox(mailboxOf(user))
+	if err == nil {
+		f, err = mb.Folder("INBOX")
+	}
+	if err == nil {
+		st, list, err = f.List()
+	}
+	if err != nil {
+		o.w.violation("%s: INBOX of u%d: %v", n.name, user, err)
+	}
+	return f, st, list, err == nil
 }
 
 // expunge is a reader who removes the older half of what is known.

@@ -67,15 +67,36 @@ type Fault struct {
 	Span time.Duration
 	N    int
 	Mode simfs.Mode
-	Gone bool // the view does not survive
+	View View // what is left of the view
+	// Again: the power goes once more at that disk operation of the next life.
+	Again int
+}
+
+// View is what a crash leaves of the view.
+type View int
+
+// The states of a view: as the committer had it, which is a little behind the
+// log; one of before, as after a crash of the view's own; none; with all that
+// was applied; with rows that cannot be read.
+const (
+	Committed View = iota
+	Older
+	Gone
+	Level
+	Damaged
+	views = iota
+)
+
+func (v View) String() string {
+	return [...]string{"committed", "older", "gone", "level", "damaged"}[v]
 }
 
 func (f Fault) String() string {
 	s := fmt.Sprintf("%v %s a=%b b=%b span=%v n=%d", f.At, f.Kind, f.A, f.B, f.Span, f.N)
 	if f.Kind == Crash || f.Kind == CrashAt {
 		s += fmt.Sprintf(" %s", f.Mode)
-		if f.Gone {
-			s += " view gone"
+		if f.View != Committed {
+			s += " view " + f.View.String()
 		}
 	}
 	return s
@@ -166,7 +187,9 @@ func (p *Plan) fault(r *rand.Rand, k Kind) Fault {
 		}
 		f.N = 1 + r.IntN(60)
 		f.Mode = simfs.Mode(r.IntN(4))
-		f.Gone = r.IntN(6) == 0
+		if r.IntN(6) == 0 {
+			f.View = Gone
+		}
 		if r.IntN(2) == 0 {
 			f.Span = min(f.Span, time.Minute)
 		}
