@@ -92,26 +92,34 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 		}
 	}
 	relayed(20)
-	release := d.fill("filler")
-	full := time.Now()
-	m.WaitFor("mail is refused with 452", 10*time.Second, func() bool { return code(try(m, l, "hq", to.Address, 0)) == 452 })
-	relayed(20)
-	hold := time.Duration(Count(3, 60)) * time.Second
-	for time.Since(full) < hold {
-		if _, err := m.Messages(to); err != nil {
-			t.Errorf("mail cannot be read while the disk is full: %v", err)
-		}
-		st, err := m.Status("hq")
-		if err != nil || st.Health.OK || !strings.Contains(st.Health.Sentence, "disk") {
-			t.Errorf("the status says %q, %v", st.Health.Sentence, err)
-		}
-		if err := try(m, l, "hq", to.Address, 0); code(err) != 452 {
-			t.Errorf("while the disk is full: %v", err)
-		}
-		time.Sleep(500 * time.Millisecond)
+	// Once for long, then again and again.
+	holds := []time.Duration{time.Duration(Count(3, 60)) * time.Second}
+	for range Count(0, 9) {
+		holds = append(holds, 2*time.Second)
 	}
-	release()
-	healed := m.WaitFor("mail is taken again", 15*time.Second, func() bool { return try(m, l, "hq", to.Address, 0) == nil })
+	var healed time.Duration
+	for _, hold := range holds {
+		release := d.fill("filler")
+		full := time.Now()
+		m.WaitFor("mail is refused with 452", 10*time.Second, func() bool { return code(try(m, l, "hq", to.Address, 0)) == 452 })
+		relayed(20)
+		for time.Since(full) < hold {
+			if _, err := m.Messages(to); err != nil {
+				t.Errorf("mail cannot be read while the disk is full: %v", err)
+			}
+			st, err := m.Status("hq")
+			if err != nil || st.Health.OK || !strings.Contains(st.Health.Sentence, "disk") {
+				t.Errorf("the status says %q, %v", st.Health.Sentence, err)
+			}
+			if err := try(m, l, "hq", to.Address, 0); code(err) != 452 {
+				t.Errorf("while the disk is full: %v", err)
+			}
+			time.Sleep(500 * time.Millisecond)
+		}
+		release()
+		healed = max(healed, m.WaitFor("mail is taken again", 15*time.Second, func() bool { return try(m, l, "hq", to.Address, 0) == nil }))
+		relayed(20)
+	}
 	close(stop)
 	wg.Wait()
 	// What the other office was refused comes when hq says that it has room.
@@ -126,8 +134,8 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 		}
 	}
 	m.WaitFor("the status says that all is well", 10*time.Second, func() bool { st, err := m.Status("hq"); return err == nil && st.Health.OK })
-	t.Logf("full for %v: answers %v, taken again %v after there was room, all %d messages in place %v later",
-		hold, answers, healed.Round(time.Millisecond), l.Total(), after.Round(time.Millisecond))
+	t.Logf("full for %v: answers %v, taken again at most %v after there was room, all %d messages in place %v after the last",
+		holds, answers, healed.Round(time.Millisecond), l.Total(), after.Round(time.Millisecond))
 
 	t.Run("and at boot", func(t *testing.T) { startOnAFullDisk(t, m, d, l, to) })
 }

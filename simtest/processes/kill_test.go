@@ -113,7 +113,7 @@ func TestAnyNodeMayBeKilledAtAnyInstant(t *testing.T) {
 	}
 	m.agree(30*time.Second, three...)
 	m.noGateway("plzen") // so that outside mail is handed over in two phases too
-	kills, total := Count(6, 20), Count(600, 2000)
+	kills, total := Count(6, 100), Count(600, 10000)
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 1))
