@@ -52,6 +52,7 @@ type planner struct {
 	s          *Scenario
 	time, mail float64 // by what times and mail are divided
 	gen        func(concern uint64) *rand.Rand
+	changes    []simtest.Event // those of who is a member
 }
 
 func (p *planner) span(s Span) time.Duration {
@@ -62,6 +63,9 @@ func (p *planner) add(at time.Duration, e simtest.Event) {
 	e.At = at
 	if at <= p.Length {
 		p.Events = append(p.Events, e)
+		if e.Do == simtest.EvJoin || e.Do == simtest.EvBurn || e.Do == simtest.EvRevoke {
+			p.changes = append(p.changes, e)
+		}
 	}
 }
 
@@ -217,8 +221,8 @@ func (p *planner) flow() {
 // members are the offices that may be members at a time.
 func (p *planner) members(at time.Duration) (names []string) {
 	for _, n := range p.Offices {
-		if !slices.ContainsFunc(p.Events, func(e simtest.Event) bool {
-			return e.Do == simtest.EvJoin && e.A[0] == n && e.At >= at || (e.Do == simtest.EvBurn || e.Do == simtest.EvRevoke) && e.A[0] == n && e.At <= at
+		if !slices.ContainsFunc(p.changes, func(e simtest.Event) bool {
+			return e.A[0] == n && (e.Do == simtest.EvJoin && e.At >= at || e.Do != simtest.EvJoin && e.At <= at)
 		}) {
 			names = append(names, n)
 		}

@@ -70,7 +70,7 @@ func TestTimesAreReadAsPeopleWriteThem(t *testing.T) {
 }
 
 func TestWhatShipsIsWellWrittenAndPlansAreTheSeeds(t *testing.T) {
-	if len(Shipped()) != 10 {
+	if len(Shipped()) < 10 {
 		t.Errorf("%d ship", len(Shipped()))
 	}
 	for _, name := range Shipped() {
