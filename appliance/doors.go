@@ -47,14 +47,14 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 	})
 	mailTLS := n.certs.config()
 	smtp, err := smtpd.New(smtpd.Config{Hostname: n.cfg.Host, Trusted: trusted}, smtpd.Deps{
-		Recipients: recipients{n.dir}, Senders: senders{n.dir}, Authenticator: authenticator{n.dir}, Intake: smtpIntake{in},
+		Recipients: recipients{n.dir}, Senders: senders{n.dir}, Authenticator: authenticator{n.dir}, Failures: &n.failures, Intake: smtpIntake{in},
 		TLS: func() *tls.Config { return mailTLS }, MaxSize: n.maxMessage, Reverse: n.reverse, Logger: n.part("smtpd"), Rand: n.env.Random,
 	})
 	if err != nil {
 		return func() {}, err
 	}
 	imap := imapd.New(imapd.Config{}, imapd.Deps{
-		Login: n.imapLogin, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, MaxMessage: n.maxMessage, TLS: mailTLS, Log: n.part("imapd"),
+		Login: n.imapLogin, Failures: &n.failures, Mailbox: n.store.Mailbox, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit, MaxMessage: n.maxMessage, TLS: mailTLS, Log: n.part("imapd"),
 	})
 	g.run("sessions", func(ctx context.Context) error { return n.endSessions(ctx, imap.EndUser) })
 	n.mu.Lock()
@@ -136,8 +136,8 @@ func (n *Node) reverse(ctx context.Context, a netip.Addr) string {
 }
 
 // imapLogin lets a user into the mailbox that lives here.
-func (n *Node) imapLogin(ctx context.Context, user, password string) (imapd.Account, error) {
-	u, err := n.dir.logIn(ctx, user, password, netip.Addr{}) // imapd delays by address itself
+func (n *Node) imapLogin(ctx context.Context, user, password string, from netip.Addr) (imapd.Account, error) {
+	u, err := n.dir.logIn(ctx, user, password, from)
 	if errors.Is(err, errLogin) {
 		return imapd.Account{}, imapd.ErrCredentials
 	}

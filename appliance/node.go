@@ -69,7 +69,7 @@ type Node struct {
 	notices  *notice.Board
 	gossip   *gossip.Gossip
 	certs    *certificates
-	failures login.Failures // of admins at the pages
+	failures login.Failures // at all doors of this node
 	meshes   *group         // of Run
 
 	gossipDoor *link.Listener

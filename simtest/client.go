@@ -27,9 +27,14 @@ var clientTLS = &tls.Config{InsecureSkipVerify: true}
 
 // smtp opens a session at an office. With a user it logs in, after STARTTLS.
 func (w *World) smtp(office string, port int, user, password string) (*client, error) {
+	return w.smtpFrom(netip.MustParseAddr("192.0.2.1"), office, port, user, password)
+}
+
+// smtpFrom is smtp from some address.
+func (w *World) smtpFrom(from netip.Addr, office string, port int, user, password string) (*client, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
-	c, err := w.dial(ctx, netip.MustParseAddrPort("192.0.2.1:40000"), netip.AddrPortFrom(w.Office(office).Addr, uint16(port)).String())
+	c, err := w.dial(ctx, netip.AddrPortFrom(from, 40000), netip.AddrPortFrom(w.Office(office).Addr, uint16(port)).String())
 	if err != nil {
 		return nil, err
 	}

@@ -12,11 +12,13 @@ const (
 	firstDelay  = time.Second
 	longDelay   = 16 * time.Second
 	failureLife = 15 * time.Minute
-	maxFailures = 4096
+	maxFailures = 16384 // pairs remembered
 )
 
 // Failures knows how often a password was wrong of late, by address and user,
 // and so how long the next answer has to wait. It delays; it locks nobody out.
+// A node has one for all its doors, so that nobody guesses faster by knocking
+// at several, and one for the questions of other nodes.
 // It is safe for concurrent use; the zero value is ready.
 type Failures struct {
 	mu sync.Mutex
@@ -34,7 +36,7 @@ type failure struct {
 }
 
 func keyOf(from netip.Addr, user string) failureKey {
-	if from.Is6() {
+	if from = from.Unmap().WithZone(""); from.Is6() {
 		p, _ := from.Prefix(64) // one customer's network
 		from = p.Addr()
 	}

@@ -37,10 +37,20 @@ type Account struct {
 	Mailbox mesh.MailboxID
 }
 
+// Failures knows who guesses passwords, over all protocols of a node. Failed
+// notes a wrong one and returns how long after its question it is answered;
+// Succeeded forgets the pair's. The right password is never kept waiting.
+type Failures interface {
+	Failed(from netip.Addr, user string, now time.Time) time.Duration
+	Succeeded(from netip.Addr, user string)
+}
+
 // Deps is what a Server stands on. All but MaxMessage and Log are needed.
 type Deps struct {
-	// Login checks a password. It may block, within ctx.
-	Login func(ctx context.Context, user, password string) (Account, error)
+	// Login checks a password. It may block, within ctx. from is the client's
+	// address, an IPv6 /64 as one.
+	Login    func(ctx context.Context, user, password string, from netip.Addr) (Account, error)
+	Failures Failures
 	// Mailbox opens a mailbox homed here; see mailstore.Store.Mailbox.
 	Mailbox func(mesh.MailboxID) (*mailstore.Mailbox, error)
 	// NewDraft and Admit are the journal's.

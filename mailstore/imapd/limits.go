@@ -8,33 +8,15 @@ import (
 	"time"
 )
 
-const (
-	firstDelay  = time.Second      // after one failed login
-	longDelay   = 16 * time.Second // after five and more
-	forgetAfter = 15 * time.Minute // without another failure
-	maxFailures = 4096             // (address, user) pairs remembered
-)
-
-// limits counts connections and failed logins.
+// limits counts connections.
 type limits struct {
-	mu       sync.Mutex
-	waiting  map[netip.Addr]int // not logged in
-	users    map[string]int
-	failures map[failureKey]failure
-}
-
-type failureKey struct {
-	addr netip.Addr
-	user string
-}
-
-type failure struct {
-	count int
-	last  time.Time
+	mu      sync.Mutex
+	waiting map[netip.Addr]int // not logged in
+	users   map[string]int
 }
 
 func (l *limits) init() {
-	l.waiting, l.users, l.failures = map[netip.Addr]int{}, map[string]int{}, map[failureKey]failure{}
+	l.waiting, l.users = map[netip.Addr]int{}, map[string]int{}
 }
 
 // addressOf returns the peer's address as the limits count it: an IPv6 client
@@ -91,47 +73,6 @@ func (l *limits) logout(user string) {
 	if l.users[user]--; l.users[user] <= 0 {
 		delete(l.users, user)
 	}
-}
-
-// failed notes a wrong password and returns how long its answer is to wait.
-// The right password is never slowed down nor refused.
-func (l *limits) failed(a netip.Addr, user string, now time.Time) time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	k := failureKey{a, user[:min(len(user), 255)]}
-	f := l.failures[k]
-	if now.Sub(f.last) > forgetAfter {
-		f.count = 0
-	}
-	if _, known := l.failures[k]; !known && len(l.failures) >= maxFailures {
-		l.forget(now)
-	}
-	f.count, f.last = f.count+1, now
-	l.failures[k] = f
-	return min(firstDelay<<min(f.count-1, 10), longDelay)
-}
-
-// forget makes room: all that is old, or else the oldest of a few.
-func (l *limits) forget(now time.Time) {
-	var oldest failureKey
-	var when time.Time
-	for k, f := range l.failures {
-		if now.Sub(f.last) > forgetAfter {
-			delete(l.failures, k)
-		} else if when.IsZero() || f.last.Before(when) {
-			oldest, when = k, f.last
-		}
-	}
-	if len(l.failures) >= maxFailures {
-		delete(l.failures, oldest)
-	}
-}
-
-// succeeded forgets the failures of a pair.
-func (l *limits) succeeded(a netip.Addr, user string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.failures, failureKey{a, user[:min(len(user), 255)]})
 }
 
 // pause waits, or returns early with ctx.

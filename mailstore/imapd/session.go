@@ -74,7 +74,7 @@ func (s *session) Login(user, password string) error {
 	if user == "" || password == "" || len(user) > 320 || len(password) > 1024 || strings.ContainsRune(user+password, 0) {
 		return s.refuse(user, began)
 	}
-	acc, err := s.srv.deps.Login(s.ctx, user, password)
+	acc, err := s.srv.deps.Login(s.ctx, user, password, s.addr)
 	switch {
 	case errors.Is(err, ErrCredentials):
 		return s.refuse(user, began)
@@ -82,7 +82,7 @@ func (s *session) Login(user, password string) error {
 		s.srv.log.Warn("login not possible now", "user", user, "addr", s.addr, "err", err)
 		return no(imap.ResponseCodeUnavailable, "Login is not possible now, try again later")
 	}
-	s.srv.limits.succeeded(s.addr, strings.ToLower(user))
+	s.srv.deps.Failures.Succeeded(s.addr, user)
 	mb, err := s.srv.deps.Mailbox(acc.Mailbox)
 	if err != nil {
 		s.srv.log.Warn("mailbox not here", "user", acc.User, "mailbox", acc.Mailbox, "err", err)
@@ -105,7 +105,7 @@ func (s *session) Login(user, password string) error {
 // question, so that the time of the answer tells nothing about the work behind it.
 func (s *session) refuse(user string, began time.Time) error {
 	s.srv.log.Info("login refused", "user", user[:min(len(user), 320)], "addr", s.addr)
-	pause(s.ctx, time.Until(began.Add(s.srv.limits.failed(s.addr, strings.ToLower(user), time.Now()))))
+	pause(s.ctx, time.Until(began.Add(s.srv.deps.Failures.Failed(s.addr, user, began))))
 	if s.tries++; s.tries >= s.srv.cfg.LoginTries {
 		s.g.violation("Too many failed logins")
 	}

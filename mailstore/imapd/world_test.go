@@ -12,8 +12,10 @@ import (
 	"io"
 	"math/big"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -57,7 +59,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 	server, client := certificates(t)
 	w.tls = client
 	w.srv = New(cfg, Deps{
-		Login: func(_ context.Context, user, password string) (Account, error) {
+		Failures: new(failures), Login: func(_ context.Context, user, password string, _ netip.Addr) (Account, error) {
 			if users[user] == 0 || password != "pw of "+user {
 				return Account{}, fmt.Errorf("%s: %w", user, ErrCredentials)
 			}
@@ -101,6 +103,16 @@ func (w *world) servePlain(ctx context.Context) {
 	ready.Close()
 	wg.Wait()
 }
+
+// failures has each wrong password of a pair wait a second longer.
+type failures struct{ of sync.Map }
+
+func (f *failures) Failed(from netip.Addr, user string, _ time.Time) time.Duration {
+	n, _ := f.of.LoadOrStore(from.String()+user, new(atomic.Int64))
+	return time.Duration(n.(*atomic.Int64).Add(1)) * time.Second
+}
+
+func (f *failures) Succeeded(from netip.Addr, user string) { f.of.Delete(from.String() + user) }
 
 func (w *world) check(err error) {
 	w.t.Helper()

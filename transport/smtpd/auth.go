@@ -135,7 +135,7 @@ func (s *session) login(user, pass string) {
 		who, err = s.srv.deps.Authenticator.Authenticate(s.ctx, user, pass, s.Remote)
 	}
 	if err == nil {
-		s.srv.limits.succeeded(s.Remote, user)
+		s.srv.deps.Failures.Succeeded(s.Remote, user)
 		s.slot.loggedIn()
 		s.Login = &who
 		s.junk, s.bad = 0, 0
@@ -154,7 +154,7 @@ func (s *session) login(user, pass string) {
 		return
 	}
 	select {
-	case <-time.After(time.Until(began.Add(s.srv.limits.failed(s.Remote, user)))):
+	case <-time.After(time.Until(began.Add(s.srv.deps.Failures.Failed(s.Remote, user, began)))):
 	case <-s.ctx.Done():
 		s.ending = s.ctx.Err()
 		return

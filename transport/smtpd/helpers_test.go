@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -171,7 +172,7 @@ func newRig(t testing.TB, port Port, change func(*rig, *Config, *Deps)) *rig {
 	g := &rig{t: t, logs: &lockedBuffer{}, done: make(chan error, 1), maxSize: 1 << 20}
 	cfg := Config{Hostname: "mx.here.test"}
 	deps := Deps{
-		Recipients: g, Senders: sendersFunc(senders), Authenticator: g, Intake: g,
+		Recipients: g, Senders: sendersFunc(senders), Authenticator: g, Failures: new(failures), Intake: g,
 		TLS: testTLS, MaxSize: func() int64 { return g.maxSize },
 		Logger: slog.New(slog.NewJSONHandler(g.logs, nil)), Rand: rand.Reader,
 	}
@@ -188,6 +189,16 @@ func newRig(t testing.TB, port Port, change func(*rig, *Config, *Deps)) *rig {
 	go func() { g.done <- g.srv.Serve(ctx, g.ln, port) }()
 	return g
 }
+
+// failures has each wrong password of a pair wait a second longer.
+type failures struct{ of sync.Map }
+
+func (f *failures) Failed(from netip.Addr, user string, _ time.Time) time.Duration {
+	n, _ := f.of.LoadOrStore(from.String()+user, new(atomic.Int64))
+	return time.Duration(n.(*atomic.Int64).Add(1)) * time.Second
+}
+
+func (f *failures) Succeeded(from netip.Addr, user string) { f.of.Delete(from.String() + user) }
 
 // close ends everything and waits.
 func (g *rig) close() {

@@ -15,28 +15,10 @@ type limits struct {
 	total   int
 	mx      map[netip.Addr]int
 	pending map[netip.Addr]int // submission, not yet logged in
-	fails   map[failKey]*failure
 }
-
-// failKey is one pair of client network and claimed user.
-type failKey struct {
-	addr netip.Addr
-	user string
-}
-
-type failure struct {
-	count int
-	last  time.Time
-}
-
-const (
-	maxFailures = 16384            // pairs remembered
-	failureLife = 15 * time.Minute // without a further failure
-	maxDelay    = 16 * time.Second
-)
 
 func newLimits(cfg *Config) *limits {
-	return &limits{cfg: cfg, mx: map[netip.Addr]int{}, pending: map[netip.Addr]int{}, fails: map[failKey]*failure{}}
+	return &limits{cfg: cfg, mx: map[netip.Addr]int{}, pending: map[netip.Addr]int{}}
 }
 
 // network is what counts as one client: an IPv4 address, an IPv6 /64.
@@ -118,55 +100,6 @@ func (s *slot) leaveTable() {
 		delete(s.table, s.addr)
 	}
 	s.table = nil
-}
-
-// failed notes a wrong password and returns how long its answer waits: 1, 2,
-// 4, 8, then 16 s. The right password is looked at all the same.
-func (l *limits) failed(a netip.Addr, user string) time.Duration {
-	if len(user) > 128 {
-		user = user[:128]
-	}
-	k := failKey{network(a), user}
-	now := time.Now()
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	f := l.fails[k]
-	if f == nil {
-		if len(l.fails) >= maxFailures {
-			l.forgetSome(now)
-		}
-		f = &failure{}
-		l.fails[k] = f
-	}
-	if now.Sub(f.last) > failureLife {
-		f.count = 0
-	}
-	f.last = now
-	f.count++
-	return min(time.Second<<min(f.count-1, 10), maxDelay)
-}
-
-// forgetSome drops what is old, else any sixteenth: the table is full only
-// under attack, and the map's order is as random as need be.
-func (l *limits) forgetSome(now time.Time) {
-	for k, f := range l.fails {
-		if now.Sub(f.last) > failureLife {
-			delete(l.fails, k)
-		}
-	}
-	for k := range l.fails {
-		if len(l.fails) < maxFailures-maxFailures/16 {
-			return
-		}
-		delete(l.fails, k)
-	}
-}
-
-// succeeded forgets the failures of a pair.
-func (l *limits) succeeded(a netip.Addr, user string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.fails, failKey{network(a), user})
 }
 
 // reverse is a reverse look-up under way. A nil one has no name.

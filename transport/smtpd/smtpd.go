@@ -119,6 +119,14 @@ type Authenticator interface {
 	Authenticate(ctx context.Context, user, password string, remote netip.Addr) (Login, error)
 }
 
+// Failures knows who guesses passwords, over all protocols of a node. Failed
+// notes a wrong one and returns how long after its question it is answered;
+// Succeeded forgets the pair's. The right password is never kept waiting.
+type Failures interface {
+	Failed(from netip.Addr, user string, now time.Time) time.Duration
+	Succeeded(from netip.Addr, user string)
+}
+
 // Intake takes a message. env has no ID, EntryNode or EntryTime yet. Accept
 // reads body until io.EOF; any other error of body means that the message was
 // cut, refused or too large: Accept then keeps nothing and returns an error.
@@ -139,6 +147,7 @@ type Deps struct {
 	Recipients    Recipients
 	Senders       Senders
 	Authenticator Authenticator // nil: AUTH is never offered
+	Failures      Failures      // required with an Authenticator
 	Intake        Intake
 	Access        Access // nil: everybody may connect
 	// TLS returns the configuration in force; nil, or a nil result: no TLS now.
@@ -252,6 +261,9 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	}
 	if deps.Recipients == nil || deps.Senders == nil || deps.Intake == nil || deps.MaxSize == nil || deps.Logger == nil || deps.Rand == nil {
 		return nil, errors.New("smtpd: Recipients, Senders, Intake, MaxSize, Logger and Rand are required")
+	}
+	if deps.Authenticator != nil && deps.Failures == nil {
+		return nil, errors.New("smtpd: Failures is required with an Authenticator")
 	}
 	var b [4]byte
 	if _, err := io.ReadFull(deps.Rand, b[:]); err != nil {
