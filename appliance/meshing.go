@@ -264,6 +264,8 @@ func (n *Node) proposeAs(ctx context.Context, actor string, body domain.Body) (d
 	if err != nil {
 		var r *domain.Refusal
 		switch {
+		case !failuresAreTold:
+			return domain.Result{}, nil
 		case errors.As(err, &r):
 			return r.Result, refused(err)
 		case ctx.Err() != nil:
@@ -376,7 +378,10 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: revokedNext})
 		return false
 	}
-	for _, x := range n.state.Members() {
+	for _, x := range n.state.Nodes() {
+		if peersAreMembers && !x.Member() {
+			continue
+		}
 		add(x.ID, x.Key, x.Addresses)
 	}
 	n.setAdmitted(peers)

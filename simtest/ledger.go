@@ -350,6 +350,8 @@ func (l *Ledger) Check() {
 		if n := count[d]; n < want[0] {
 			l.lost++
 			lost = append(lost, fmt.Sprintf("%s to %s", d.subject, d.to))
+		} else if n > 0 && want[1] == 0 {
+			w.violation(RefusedIsNowhere, "%s to %s was refused and yet is there", d.subject, d.to)
 		} else if n > want[1] {
 			w.violation(OneOutcome, "%s to %s: %d copies, %d allowed", d.subject, d.to, n, want[1])
 		}

@@ -125,6 +125,9 @@ type out struct {
 // talk with the revoked one.
 const hearsay = 10 * time.Second
 
+// shownFor is how long a way through a third is shown after its last use.
+const shownFor = time.Minute
+
 func (x *player) join(o *Office, at ...string) {
 	if len(at) == 0 {
 		at = []string{x.w.Offices[0].Name}
@@ -217,6 +220,13 @@ func (x *player) checkOuts() {
 		w.checked(RevokedIsOut, 1)
 		if now := u.o.Status().StateHash; u.hash != "" && now != u.hash {
 			w.violation(RevokedIsOut, "%s got domain state after it was revoked", name)
+		}
+		time.Sleep(time.Until(u.at.Add(hearsay + shownFor)))
+		for _, m := range u.o.Status().Members {
+			w.checked(RevokedIsOut, 1)
+			if m.Path == "direct" || strings.HasPrefix(m.Path, "via ") {
+				w.violation(RevokedIsOut, "%s still has a line to %s: %s", name, m.Name, m.Path)
+			}
 		}
 		b, err := w.Open(name, false)
 		if err != nil {

@@ -16,6 +16,8 @@ import (
 // listener is a TCP port of the simulated network, or a control socket.
 type listener struct {
 	*bufpipe.Listener
+	w      *World
+	at     string
 	closed func()
 }
 
@@ -24,11 +26,39 @@ func (l *listener) Close() error {
 	return l.Listener.Close()
 }
 
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	s := &served{Conn: c, w: l.w, at: l.at}
+	l.w.mu.Lock()
+	l.w.served[s] = true
+	l.w.mu.Unlock()
+	return s, nil
+}
+
+// served is the accepting end of a connection, counted until it is closed.
+type served struct {
+	net.Conn
+	w  *World
+	at string // the listener's address
+}
+
+func (s *served) Close() error {
+	s.w.mu.Lock()
+	delete(s.w.served, s)
+	s.w.mu.Unlock()
+	return s.Conn.Close()
+}
+
 // conn is the dialling end of a TCP connection that the world can break.
 type conn struct {
 	*bufpipe.Conn
 	w        *World
 	from, to netip.Addr
+	node     bool // a node's, not a client's
 }
 
 func (c *conn) Close() error {
@@ -67,7 +97,7 @@ func (w *World) listen(address string) (net.Listener, error) {
 	}
 	l := bufpipe.Listen(addr)
 	w.tcp[address] = l
-	return &listener{l, sync.OnceFunc(func() {
+	return &listener{l, w, address, sync.OnceFunc(func() {
 		w.mu.Lock()
 		defer w.mu.Unlock()
 		if w.tcp[address] == l {
@@ -92,6 +122,9 @@ func (w *World) unlisten(a netip.Addr, socket string) {
 	}
 }
 
+// nodePort is from where nodes dial; clients that sit in an office have others.
+const nodePort = 40000
+
 var errRefused = errors.New("connection refused")
 
 // dial connects to a port that somebody listens on. A cut line lets nobody
@@ -115,7 +148,7 @@ func (w *World) dial(ctx context.Context, from netip.AddrPort, address string) (
 	if err != nil {
 		return nil, errRefused
 	}
-	c := &conn{Conn: p, w: w, from: from.Addr(), to: to.Addr()}
+	c := &conn{Conn: p, w: w, from: from.Addr(), to: to.Addr(), node: from.Port() == nodePort}
 	w.mu.Lock()
 	w.conns[c] = true
 	w.mu.Unlock()

@@ -45,7 +45,7 @@ type Office struct {
 	seed        uint64
 	logs        *ring
 
-	failSync atomic.Bool  // the next sync fails
+	failSync atomic.Int32 // the next sync fails: 1 what it was to write is lost, 2 it is there
 	crashAt  atomic.Int64 // operations until the disk stops; 0: never
 	crash    func()       // what follows then
 	stopped  atomic.Bool  // the disk has stopped by itself
@@ -95,10 +95,12 @@ func (o *Office) setDisk(d *simfs.FS) {
 			o.w.wg.Go(o.crash)
 			return simfs.Fault{Crash: true}
 		}
-		if op.Name == "sync" && o.failSync.CompareAndSwap(true, false) {
-			o.expected.Store(true)
-			o.memory.broke()
-			return simfs.Fault{Err: syscall.EIO}
+		if op.Name == "sync" {
+			if how := o.failSync.Swap(0); how > 0 {
+				o.expected.Store(true)
+				o.memory.broke()
+				return simfs.Fault{Err: syscall.EIO, Written: how == 2}
+			}
 		}
 		return simfs.Fault{}
 	}
@@ -149,7 +151,7 @@ func (o *Office) Start() {
 			if p.dead.Load() {
 				return nil, errDead
 			}
-			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, 40000), address)
+			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, nodePort), address)
 		},
 		Resolver: names{o.w}, Disk: o.disk(), View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
 		Election: func(dir string) (election.Storage, error) {
@@ -287,6 +289,9 @@ func (o *Office) Stop() {
 	if took := time.Since(began); took > stopTime+stopSyncs*time.Duration(max(slow, o.syncTime.Load())) {
 		o.w.violation(NothingIsLeft, "%s took %v to stop", o.Name, took)
 	}
+	if n := o.disk().Handles(); n > 0 {
+		o.w.violation(NothingIsLeft, "%s left %d files open", o.Name, n)
+	}
 	o.crashAt.Store(0)
 	if o.stopped.Swap(false) || p.err != nil {
 		o.seed++
@@ -332,7 +337,7 @@ func (o *Office) PowerCut(mode simfs.Mode, view View) {
 	o.w.PerfectRouter.RemoveNode(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337})
 	o.seed++
 	o.crashAt.Store(0)
-	o.failSync.Store(false)
+	o.failSync.Store(0)
 	o.stopped.Store(false)
 	o.setDisk(o.disk().After(mode, o.seed))
 	switch view {
@@ -358,7 +363,13 @@ func (o *Office) CrashAtOp(n int, mode simfs.Mode, view View, then func()) {
 
 // FailSync lets the next sync of the log fail; the node is to end and to be
 // started again.
-func (o *Office) FailSync() { o.w.note("%s: the next sync fails", o.Name); o.failSync.Store(true) }
+func (o *Office) FailSync() { o.w.note("%s: the next sync fails", o.Name); o.failSync.Store(1) }
+
+// FailWrittenSync is FailSync of a disk that writes and yet says that it could not.
+func (o *Office) FailWrittenSync() {
+	o.w.note("%s: the next sync fails, though it writes", o.Name)
+	o.failSync.Store(2)
+}
 
 // Fill leaves n bytes of the disk; -1 makes room again.
 func (o *Office) Fill(n int64) {

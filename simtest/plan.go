@@ -33,27 +33,28 @@ type Kind string
 
 // The kinds of events. F numbers are those of the project's list of faults.
 const (
-	EvCut      Kind = "cut"      // F1, F2, F5: lines between A and B; Way is "both" or "one"
-	EvHeal     Kind = "heal"     // of the same lines
-	EvSlow     Kind = "slow"     // F4: Span more on each packet's way
-	EvLossy    Kind = "lossy"    // F3: N per cent of the packets
-	EvKill     Kind = "kill"     // F7, F9: power cut; Way is the disk's mode and what becomes of the view
-	EvCrashAt  Kind = "crash-at" // F7: power cut at the N-th disk operation from now
-	EvStop     Kind = "stop"     // SIGTERM
-	EvStart    Kind = "start"
-	EvFailSync Kind = "fail-sync" // F13: the next one, once
-	EvSlowDisk Kind = "slow-disk" // F12: a sync takes Span; 0: none
-	EvFull     Kind = "full"      // F11: N bytes are left; -1: room again
-	EvShut     Kind = "shut"      // the outside's exchanger answers nobody
-	EvOpen     Kind = "open"
-	EvTransfer Kind = "transfer" // F17: the lead is handed to A
-	EvMail     Kind = "mail"     // N messages at A to B, Span apart; Way "port25" or "submission"
-	EvWrite    Kind = "write"    // a change of the domain state, asked of A
-	EvProbe    Kind = "probe"    // one message at A to A's own user, to be there within a second
-	EvJoin     Kind = "join"     // F19: A, which was apart, joins the mesh with a token, at B or at the founder
-	EvRevoke   Kind = "revoke"   // F19: A is put out of the mesh; it goes on running
-	EvBurn     Kind = "burn"     // F15: A loses power and everything it kept, for ever
-	EvPromote  Kind = "promote"  // F18: A takes the lead without a majority
+	EvCut         Kind = "cut"      // F1, F2, F5: lines between A and B; Way is "both" or "one"
+	EvHeal        Kind = "heal"     // of the same lines
+	EvSlow        Kind = "slow"     // F4: Span more on each packet's way
+	EvLossy       Kind = "lossy"    // F3: N per cent of the packets
+	EvKill        Kind = "kill"     // F7, F9: power cut; Way is the disk's mode and what becomes of the view
+	EvCrashAt     Kind = "crash-at" // F7: power cut at the N-th disk operation from now
+	EvStop        Kind = "stop"     // SIGTERM
+	EvStart       Kind = "start"
+	EvFailSync    Kind = "fail-sync"         // F13: the next one, once
+	EvFailWritten Kind = "fail-written-sync" // F13: the next one, once, though it writes
+	EvSlowDisk    Kind = "slow-disk"         // F12: a sync takes Span; 0: none
+	EvFull        Kind = "full"              // F11: N bytes are left; -1: room again
+	EvShut        Kind = "shut"              // the outside's exchanger answers nobody
+	EvOpen        Kind = "open"
+	EvTransfer    Kind = "transfer" // F17: the lead is handed to A
+	EvMail        Kind = "mail"     // N messages at A to B, Span apart; Way "port25" or "submission"
+	EvWrite       Kind = "write"    // a change of the domain state, asked of A
+	EvProbe       Kind = "probe"    // one message at A to A's own user, to be there within a second
+	EvJoin        Kind = "join"     // F19: A, which was apart, joins the mesh with a token, at B or at the founder
+	EvRevoke      Kind = "revoke"   // F19: A is put out of the mesh; it goes on running
+	EvBurn        Kind = "burn"     // F15: A loses power and everything it kept, for ever
+	EvPromote     Kind = "promote"  // F18: A takes the lead without a majority
 )
 
 // Event is one thing that happens.
@@ -110,7 +111,7 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 // own, so that a change in one leaves the others' choices alone.
 func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 	gen := func(concern uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, concern)) }
-	world, net, disk, load := gen(1), gen(2), gen(3), gen(4)
+	world, net, disk, load, syncs := gen(1), gen(2), gen(3), gen(4), gen(5)
 	p := Plan{Seed: seed, Offices: officeNames[:nodes], Length: length, Latency: time.Duration(1+world.IntN(60)) * time.Millisecond}
 	for _, n := range p.Offices[1:] {
 		if world.IntN(3) == 0 {
@@ -226,6 +227,11 @@ func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 		add(at+100*time.Millisecond+down(disk), Event{Do: EvStart, A: n})
 	})
 	times(disk, EvFailSync, func(at time.Duration) { add(at, Event{Do: EvFailSync, A: []string{pick(disk)}}) })
+	if k := EvFailWritten; syncs.IntN(3) == 0 {
+		on[k], rate[k] = true, length/time.Duration(1+syncs.IntN(4))
+		p.Kinds = append(p.Kinds, k)
+		times(syncs, k, func(at time.Duration) { add(at, Event{Do: k, A: []string{pick(syncs)}}) })
+	}
 	times(disk, EvSlowDisk, func(at time.Duration) {
 		n := []string{pick(disk)}
 		add(at, Event{Do: EvSlowDisk, A: n, Span: short(disk, 8*time.Second)})

@@ -50,7 +50,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	r = Result{Plan: p, Faults: map[Kind]int{}}
 	real := time.Now()
 	synctest.Test(t, func(t *testing.T) {
-		before := inBubble()
+		before, _ := inBubble()
 		w := NewWorld(t, p.Offices...)
 		w.Latency, w.trace, w.clock = p.Latency, watcher.Trace, watcher.Clock
 		w.keeper = record.NewKeeper(watcher.Tell)
@@ -74,7 +74,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 		}
 		w.Close()
 		w.checked(NothingIsLeft, 2)
-		if now := inBubble(); now > before {
+		if now, _ := inBubble(); now > before {
 			w.violation(NothingIsLeft, "%d goroutines are left of %d", now, before)
 		}
 		if n := len(w.tcp); n > 0 {
@@ -89,15 +89,28 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	return r
 }
 
-// inBubble counts the goroutines of the bubble that it is called in.
-func inBubble() int {
+// inBubble counts the goroutines of the bubble that it is called in, and those
+// among them that are an end of a QUIC connection.
+func inBubble() (goroutines, quic int) {
 	buf := make([]byte, 4<<20)
 	own, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "]")
 	_, bubble, ok := strings.Cut(own, "synctest bubble ")
 	if !ok {
 		panic("not in a bubble")
 	}
-	return strings.Count(string(buf[:runtime.Stack(buf, true)]), "synctest bubble "+bubble+"]")
+	n := runtime.Stack(buf, true)
+	for ; n == len(buf); n = runtime.Stack(buf, true) {
+		buf = make([]byte, 2*len(buf))
+	}
+	for g := range strings.SplitSeq(string(buf[:n]), "\n\n") {
+		if strings.Contains(g, "synctest bubble "+bubble+"]") {
+			goroutines++
+			if strings.Contains(g, "quic-go.(*Conn).run(") {
+				quic++
+			}
+		}
+	}
+	return goroutines, quic
 }
 
 // player plays one plan.
@@ -112,6 +125,7 @@ type player struct {
 	promoted uint64               // the generation that a promote made last
 	outs     []*out               // who was revoked
 	masked   map[string]time.Time // offices with trouble of their own: until when local mail may be late
+	before   level                // what the nodes had in hand before the first fault
 }
 
 func (x *player) play() {
@@ -125,6 +139,7 @@ func (x *player) play() {
 		}
 	}
 	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
+	x.before = w.level()
 	w.note("the safety phase begins: %v", p.Kinds)
 	begin := time.Now()
 	w.keeper.Begin(p.Offices)
@@ -149,6 +164,7 @@ func (x *player) play() {
 	watching.Wait()
 	x.quiet()
 	w.stopReading()
+	x.checkLevel()
 	w.keeper.Stop()
 }
 
@@ -215,10 +231,14 @@ func (x *player) do(e Event) {
 	case EvStart:
 		x.mask(o, 10*time.Second)
 		x.run(e.Do, o.Start)
-	case EvFailSync:
+	case EvFailSync, EvFailWritten:
 		if o.Up() {
 			x.mask(o, x.r.Plan.Length)
-			o.FailSync()
+			if e.Do == EvFailSync {
+				o.FailSync()
+			} else {
+				o.FailWrittenSync()
+			}
 			x.r.Faults[e.Do]++
 		}
 	case EvSlowDisk:
@@ -373,18 +393,7 @@ func (x *player) watch(stop chan struct{}) {
 		}
 		for _, o := range x.w.Offices {
 			if s := o.Status(); s.Master == o.Name && s.Master != "" {
-				x.mu.Lock()
-				x.w.checked(OneMaster, 1)
-				term := [2]uint64{s.Generation, s.Term}
-				was, ok := x.terms[term]
-				if !ok {
-					x.w.note("%s leads, term %d", o.Name, s.Term)
-				}
-				if ok && was != o.Name {
-					x.w.violation(OneMaster, "%s and %s are both master of term %d", was, o.Name, s.Term)
-				}
-				x.terms[term] = o.Name
-				x.mu.Unlock()
+				x.leads(o.Name, s.Generation, s.Term)
 			}
 		}
 		if x.r.Plan.Follow {
@@ -396,6 +405,22 @@ func (x *player) watch(stop chan struct{}) {
 	}
 }
 
+// leads notes that an office says that it is the master of a term.
+func (x *player) leads(office string, generation, term uint64) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.w.checked(OneMaster, 1)
+	k := [2]uint64{generation, term}
+	was, ok := x.terms[k]
+	if !ok {
+		x.w.note("%s leads, term %d", office, term)
+	}
+	if ok && was != office {
+		x.w.violation(OneMaster, "%s and %s are both master of term %d", was, office, term)
+	}
+	x.terms[k] = office
+}
+
 // calm ends all faults.
 func (x *player) calm() {
 	w := x.w
@@ -405,7 +430,7 @@ func (x *player) calm() {
 	w.Outside.Open()
 	for _, o := range w.Offices {
 		o.crashAt.Store(0)
-		o.failSync.Store(false)
+		o.failSync.Store(0)
 		if o.full.Load() {
 			o.Fill(-1)
 		}
@@ -431,10 +456,8 @@ func (x *player) quiet() {
 	if !ok {
 		w.explain()
 		w.violation(HealsInTime, "the members do not agree %v after all faults ended", took)
-		if took, ok = w.within(10*time.Minute, w.whole); !ok {
-			return
-		}
-		w.note("they agree after %v more", took)
+		took, ok = w.within(10*time.Minute, w.whole)
+		w.note("they agree after %v more: %v", took, ok)
 	}
 	took, ok = w.within(drainLimit, w.drained)
 	w.note("nothing waits for a node after %v", took)

@@ -19,6 +19,7 @@ func tale(t *testing.T, offices int, tell func(w *World)) {
 		x := &player{w: w, r: &Result{Plan: Plan{Offices: officeNames[:offices], Length: time.Hour}, Faults: map[Kind]int{}},
 			writes: map[string]bool{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
 		w.Found()
+		x.before = w.level()
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() { defer close(done); x.watch(stop) }()
 		w.note("the story begins")
@@ -27,6 +28,7 @@ func tale(t *testing.T, offices int, tell func(w *World)) {
 		close(stop)
 		<-done
 		x.quiet()
+		x.checkLevel()
 		mail := w.ledger.Counts()
 		t.Logf("%v of virtual time, %d of %d recipients taken", time.Since(began).Round(time.Second), mail.Taken, mail.Sent)
 		if len(w.wrong) > 0 {

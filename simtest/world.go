@@ -43,6 +43,7 @@ type World struct {
 	simnet.PerfectRouter
 	tcp      map[string]*bufpipe.Listener // by "address:port" or socket path
 	conns    map[*conn]bool
+	served   map[*served]bool
 	story    []string // what was done and what went wrong, for people
 	trace    io.Writer
 	began    time.Time
@@ -64,7 +65,7 @@ type World struct {
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
 	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), dice: mathrand.New(mathrand.NewPCG(1, 1)),
-		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, began: time.Now()}
+		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, served: map[*served]bool{}, began: time.Now()}
 	w.Outside = newOutside(w)
 	w.ledger = newLedger(w)
 	for i, name := range offices {
@@ -128,13 +129,14 @@ func (w *World) write(text string, bad bool) {
 
 // violation notes something that must never be; the test fails at its end.
 func (w *World) violation(i Invariant, format string, args ...any) {
-	w.write(fmt.Sprintf("VIOLATION: "+format, args...), true)
+	text := fmt.Sprintf("invariant %d: ", i) + fmt.Sprintf(format, args...)
+	w.write("VIOLATION: "+text, true)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.checks[i] = max(w.checks[i], 1)
 	w.broken[i]++
 	if len(w.wrong) < 50 {
-		w.wrong = append(w.wrong, fmt.Sprintf(format, args...))
+		w.wrong = append(w.wrong, text)
 	}
 }
 

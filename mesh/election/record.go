@@ -282,7 +282,7 @@ func (e *Election) meet(r relation, theirs chain, from mesh.NodeID) {
 // fork is listed, the log set aside, and the state comes as a snapshot.
 func (e *Election) adopt(theirs chain, from mesh.NodeID) {
 	mine := e.chain()
-	if mine.compare(theirs) != ahead {
+	if mine.compare(theirs) != ahead || !followsPromoted && len(mine) > 0 {
 		return
 	}
 	e.end(false)

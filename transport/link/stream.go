@@ -288,7 +288,7 @@ func (e *Endpoint) Dial(ctx context.Context, node mesh.NodeID, service string, c
 			return c, nil
 		}
 	}
-	if !errors.Is(err, ErrUnreachable) || ctx.Err() != nil {
+	if !errors.Is(err, ErrUnreachable) || ctx.Err() != nil || !goesAround {
 		return nil, fmt.Errorf("dial %s at %v: %w", service, node, err)
 	}
 	c, verr := e.dialThrough(ctx, p, service, class)

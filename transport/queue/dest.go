@@ -56,7 +56,7 @@ func (c *Counts) plus(o Counts, sign int) {
 type pair [16]byte
 
 func pairOf(from string, r *transport.Recipient) (p pair, ok bool) {
-	if r.Mailbox.IsZero() {
+	if r.Mailbox.IsZero() || !lanesWait {
 		return p, false
 	}
 	h := sha256.New()

@@ -384,7 +384,7 @@ func (q *Queue) Wake(dst transport.Destination) {
 }
 
 func (q *Queue) wakeLocked(dst transport.Destination) {
-	if d := q.dests[dst]; d != nil {
+	if d := q.dests[dst]; d != nil && newsWakes {
 		d.failures, d.notBefore, d.woken = 0, 0, d.running
 		d.signal()
 		q.look(d)

@@ -251,7 +251,7 @@ func (s State) resolve(env *transport.Envelope, a mesh.Address) (Resolution, *tr
 		if relaysForOwnOnly && !inside(env.Origin) {
 			return res, transport.Faultf(550, "5.7.1", "Relaying denied: log in to send to other domains")
 		}
-	case res.Kind == Unknown:
+	case res.Kind == Unknown, !knownAreTaken && s.Age > CurrentFor:
 		return res, s.unknown(env)
 	case res.Closed && !inside(env.Origin):
 		return res, transport.Faultf(550, "5.7.1", "This group takes mail from inside only")

@@ -386,7 +386,9 @@ func (cn *conn) quit() {
 // close ends the connection.
 func (cn *conn) close() {
 	cn.stop()
-	cn.c.Close()
+	if connectionsEnd {
+		cn.c.Close()
+	}
 	if r := cn.run; r != nil {
 		cn.run = nil
 		r.mu.Lock()

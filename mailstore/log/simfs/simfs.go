@@ -62,6 +62,9 @@ type Fault struct {
 	// cache; a failed sync drops the dirty data: reads show it until the crash,
 	// and no later sync writes it.
 	Err error
+	// Written has a sync that fails write nevertheless, as disks may whose error
+	// concerned other data: what was told as failed is there after the crash.
+	Written bool
 	// Crash stops the disk: the operation takes place in the cache (a sync not
 	// at all), and everything from it on answers ErrCrashed.
 	Crash bool
@@ -83,6 +86,7 @@ type FS struct {
 	durable tree
 	pending []nameOp // of folders not synced, in order
 	locked  map[string]bool
+	handles int
 	lastOp  *write
 }
 
@@ -140,6 +144,12 @@ func (s *FS) SetSyncTime(d time.Duration) { s.mu.Lock(); s.SyncTime = d; s.mu.Un
 
 // Ops returns how many operations that change the disk took place.
 func (s *FS) Ops() int { s.mu.Lock(); defer s.mu.Unlock(); return s.ops }
+
+// Handles counts the files that are open.
+func (s *FS) Handles() int { s.mu.Lock(); defer s.mu.Unlock(); return s.handles }
+
+// Files counts the files that there are.
+func (s *FS) Files() int { s.mu.Lock(); defer s.mu.Unlock(); return len(s.cur.files) }
 
 // Crash stops the disk.
 func (s *FS) Crash() { s.mu.Lock(); s.crashed = true; s.mu.Unlock() }
@@ -341,6 +351,7 @@ func (s *FS) Create(name string) (log.File, error) {
 	if err := s.name(Op{Name: "create", Path: name}, func(t tree) { t.files[name] = ino }); err != nil {
 		return nil, err
 	}
+	s.handles++
 	return &file{s: s, ino: ino, name: name}, nil
 }
 
@@ -356,6 +367,7 @@ func (s *FS) OpenFile(name string) (log.File, error) {
 	if ino == nil {
 		return nil, fail("open", name, os.ErrNotExist)
 	}
+	s.handles++
 	return &file{s: s, ino: ino, name: name}, nil
 }
 
@@ -600,7 +612,7 @@ func (f *file) Sync() error {
 	if err == nil {
 		err = fault.Err
 	}
-	if err == nil {
+	if err == nil || fault.Err != nil && fault.Written && !f.s.crashed {
 		f.ino.flush()
 	}
 	if !f.s.crashed {
@@ -643,6 +655,9 @@ func (f *file) Size() (int64, error) {
 func (f *file) Close() error {
 	f.s.mu.Lock()
 	defer f.s.mu.Unlock()
+	if !f.closed {
+		f.s.handles--
+	}
 	f.closed = true
 	return nil
 }

@@ -1,0 +1,5 @@
+//go:build mutant_revoked_peer
+
+package appliance
+
+const peersAreMembers = false

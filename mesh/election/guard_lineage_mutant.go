@@ -1,0 +1,5 @@
+//go:build mutant_lineage
+
+package election
+
+const followsPromoted = false

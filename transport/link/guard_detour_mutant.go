@@ -1,0 +1,5 @@
+//go:build mutant_detour
+
+package link
+
+const goesAround = false

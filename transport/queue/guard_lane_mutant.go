@@ -1,0 +1,5 @@
+//go:build mutant_lane
+
+package queue
+
+const lanesWait = false

@@ -1,0 +1,5 @@
+//go:build mutant_no_wake
+
+package queue
+
+const newsWakes = false

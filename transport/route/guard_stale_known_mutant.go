@@ -1,0 +1,5 @@
+//go:build mutant_stale_known
+
+package route
+
+const knownAreTaken = false

@@ -1,0 +1,5 @@
+//go:build mutant_unclosed
+
+package smtpout
+
+const connectionsEnd = false
