@@ -15,94 +15,25 @@ func (s *Store) Apply(rec log.Record, kb *kv.Batch, live bool) error {
 	switch rec.Kind {
 	case log.KindDeliver:
 		var r deliverRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
+		if err := decode(rec.Meta, &r); err != nil {
 			return err
 		}
 		return s.applyDeliver(rec, &r, b)
 	case log.KindAppend:
-		var r appendRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
-			return err
-		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error {
-			f := mb.folders[r.Folder]
-			if f == nil {
-				res.gone = true
-				return nil
-			}
-			m := msg{uid: r.UID, mod: r.ModSeq, created: r.ModSeq, flags: r.System&systemMask | f.addWords(r.Keywords), size: r.Size, received: r.Time}
-			m.setRef(rec.Ref)
-			res.validity = f.validity()
-			f.add(&m, b)
-			return nil
+		return inMailbox(s, rec, b, func(mb *Mailbox, r *appendRecord, res *result, b *batch) error {
+			return mb.applyAppend(rec.Ref, r, res, b)
 		})
 	case log.KindFlags:
-		var r flagsRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
-			return err
-		}
-		uids, err := unpackUIDs(r.UIDs)
-		if err != nil {
-			return err
-		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error {
-			f, err := mb.loadedFolder(r.Folder)
-			if f == nil || err != nil {
-				res.gone = true
-				return err
-			}
-			arg := r.System & systemMask
-			if r.Op == FlagsRemove {
-				arg |= f.keywords.known(r.Keywords)
-			} else {
-				arg |= f.addWords(r.Keywords)
-			}
-			f.applyFlags(&r, uids, arg, res, b)
-			return nil
-		})
+		return inMailbox(s, rec, b, (*Mailbox).applyFlags)
 	case log.KindExpunge:
-		var r expungeRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
-			return err
-		}
-		uids, err := unpackUIDs(r.UIDs)
-		if err != nil {
-			return err
-		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error {
-			f, err := mb.loadedFolder(r.Folder)
-			if f == nil || err != nil {
-				res.gone = true
-				return err
-			}
-			if !r.Force {
-				uids = slices.DeleteFunc(uids, func(u UID) bool {
-					i, ok := f.find(u)
-					return !ok || f.msgs[i].flags&bitDeleted == 0
-				})
-			}
-			res.removed = append(res.removed, f.remove(uids, r.ModSeq, b)...)
-			return nil
-		})
+		return inMailbox(s, rec, b, (*Mailbox).applyExpunge)
 	case log.KindCopy:
-		var r copyRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
-			return err
-		}
-		uids, err := unpackUIDs(r.UIDs)
-		if err != nil {
-			return err
-		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error { return mb.applyCopy(&r, uids, res, b) })
+		return inMailbox(s, rec, b, (*Mailbox).applyCopy)
 	case log.KindFolder:
-		var r folderRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
-			return err
-		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error { return mb.applyFolder(&r, res, b) })
+		return inMailbox(s, rec, b, (*Mailbox).applyFolder)
 	case log.KindMailbox:
 		var r mailboxRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
+		if err := decode(rec.Meta, &r); err != nil {
 			return err
 		}
 		if r.Op == opRenew {
@@ -110,20 +41,22 @@ func (s *Store) Apply(rec log.Record, kb *kv.Batch, live bool) error {
 			b.Put(epochKey, epochRow(s.epoch.Load()))
 			return nil
 		}
-		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error {
-			if mb.there {
-				return nil
-			}
-			mb.there = true
-			for _, n := range r.Subscribe {
-				mb.subscribed[n] = struct{}{}
-			}
-			mb.make(r.New, res, b)
-			b.Put(boxKey(mb.id), mb.row())
-			return nil
-		})
+		return s.with(r.Mailbox, b, func(mb *Mailbox, res *result) error { return mb.applyMade(&r, res, b) })
 	}
 	return nil
+}
+
+// inMailbox decodes a record that concerns one mailbox and has f apply it there.
+func inMailbox[R any, P interface {
+	*R
+	record
+	mailbox() mesh.MailboxID
+}](s *Store, rec log.Record, b *batch, f func(*Mailbox, P, *result, *batch) error) error {
+	r := P(new(R))
+	if err := decode(rec.Meta, r); err != nil {
+		return err
+	}
+	return s.with(r.mailbox(), b, func(mb *Mailbox, res *result) error { return f(mb, r, res, b) })
 }
 
 // with runs f on a mailbox with its lock held and writes the rows of the
@@ -160,6 +93,75 @@ func (mb *Mailbox) loadedFolder(id uint32) (*Folder, error) {
 	}
 	f.used.Store(mb.s.tick.Add(1))
 	return f, f.load()
+}
+
+// named returns a loaded folder, and the messages of it that a record names;
+// nil, noted in res, when it is gone.
+func (mb *Mailbox) named(id uint32, packed []byte, res *result) (f *Folder, uids []UID, err error) {
+	if uids, err = unpackUIDs(packed); err != nil {
+		return nil, nil, err
+	}
+	if f, err = mb.loadedFolder(id); err != nil {
+		return nil, nil, err
+	}
+	res.gone = f == nil
+	return f, uids, nil
+}
+
+func (mb *Mailbox) applyMade(r *mailboxRecord, res *result, b *batch) error {
+	if mb.there {
+		return nil
+	}
+	mb.there = true
+	for _, n := range r.Subscribe {
+		mb.subscribed[n] = struct{}{}
+	}
+	mb.make(r.New, res, b)
+	b.Put(boxKey(mb.id), mb.row())
+	return nil
+}
+
+func (mb *Mailbox) applyAppend(ref log.Ref, r *appendRecord, res *result, b *batch) error {
+	f := mb.folders[r.Folder]
+	if f == nil {
+		res.gone = true
+		return nil
+	}
+	m := msg{uid: r.UID, mod: r.ModSeq, created: r.ModSeq, flags: r.System&systemMask | f.addWords(r.Keywords), size: r.Size, received: r.Time}
+	m.setRef(ref)
+	res.validity = f.validity()
+	f.add(&m, b)
+	return nil
+}
+
+func (mb *Mailbox) applyFlags(r *flagsRecord, res *result, b *batch) error {
+	f, uids, err := mb.named(r.Folder, r.UIDs, res)
+	if f == nil {
+		return err
+	}
+	arg := r.System & systemMask
+	if r.Op == FlagsRemove {
+		arg |= f.keywords.known(r.Keywords)
+	} else {
+		arg |= f.addWords(r.Keywords)
+	}
+	f.applyFlags(r, uids, arg, res, b)
+	return nil
+}
+
+func (mb *Mailbox) applyExpunge(r *expungeRecord, res *result, b *batch) error {
+	f, uids, err := mb.named(r.Folder, r.UIDs, res)
+	if f == nil {
+		return err
+	}
+	if !r.Force {
+		uids = slices.DeleteFunc(uids, func(u UID) bool {
+			i, ok := f.find(u)
+			return !ok || f.msgs[i].flags&bitDeleted == 0
+		})
+	}
+	res.removed = append(res.removed, f.remove(uids, r.ModSeq, b)...)
+	return nil
 }
 
 // addWords returns the bits of keywords, making the new ones known.
@@ -301,8 +303,8 @@ func (f *Folder) forget(b *batch) {
 	f.tombs = append(f.tombs[:0:0], f.tombs[n:]...)
 }
 
-func (mb *Mailbox) applyCopy(r *copyRecord, uids []UID, res *result, b *batch) error {
-	from, err := mb.loadedFolder(r.From)
+func (mb *Mailbox) applyCopy(r *copyRecord, res *result, b *batch) error {
+	from, uids, err := mb.named(r.From, r.UIDs, res)
 	if err != nil {
 		return err
 	}

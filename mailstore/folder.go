@@ -358,14 +358,14 @@ func (s *Store) content(ref log.Ref) (*Message, error) {
 	switch rec.Kind {
 	case log.KindAppend:
 		var r appendRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
+		if err := decode(rec.Meta, &r); err != nil {
 			return nil, err
 		}
 		st, err := decodeStructure(r.Structure)
 		return &Message{Structure: st, Body: s.j.BodyOfSize(ref, rec.BodySize)}, err
 	case log.KindDeliver:
 		var r deliverRecord
-		if err := decode(rec.Meta, &r, func() uint8 { return r.Version }); err != nil {
+		if err := decode(rec.Meta, &r); err != nil {
 			return nil, err
 		}
 		st, err := decodeStructure(r.Structure)

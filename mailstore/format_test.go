@@ -79,9 +79,9 @@ func TestRecordsAndRowsOfVersion1AreStillWhatTheyWere(t *testing.T) {
 	if err != nil || d.LegSeq != 7 || len(d.Mailboxes) != 1 {
 		t.Fatal(d, err)
 	}
-	for _, r := range []any{&deliverRecord{}, &appendRecord{}, &flagsRecord{}, &expungeRecord{}, &copyRecord{}, &folderRecord{}, &mailboxRecord{}} {
+	for _, r := range []record{&deliverRecord{}, &appendRecord{}, &flagsRecord{}, &expungeRecord{}, &copyRecord{}, &folderRecord{}, &mailboxRecord{}} {
 		name := strings.TrimSuffix(strings.TrimPrefix(fmt.Sprintf("%T", r), "*mailstore."), "Record")
-		if err := decode(values[name], r, func() uint8 { return 1 }); err != nil {
+		if err := decode(values[name], r); err != nil {
 			t.Fatal(name, err)
 		}
 		if diff := cmp.Diff(hex.EncodeToString(values[name]), hex.EncodeToString(encode(r))); diff != "" {

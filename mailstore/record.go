@@ -146,15 +146,18 @@ type Delivered struct {
 	Mailboxes []mesh.MailboxID // each has its copy
 }
 
+// deliveredPart is what Delivered needs of a deliverRecord.
+type deliveredPart struct {
+	Version uint8               `cbor:"1,keyasint"`
+	ID      transport.MessageID `cbor:"2,keyasint"`
+	LegSeq  uint64              `cbor:"3,keyasint"`
+	Copies  []placed            `cbor:"10,keyasint"`
+}
+
 // DecodeDelivered reads the Meta of a KindDeliver record.
 func DecodeDelivered(meta []byte) (Delivered, error) {
-	var r struct {
-		Version uint8               `cbor:"1,keyasint"`
-		ID      transport.MessageID `cbor:"2,keyasint"`
-		LegSeq  uint64              `cbor:"3,keyasint"`
-		Copies  []placed            `cbor:"10,keyasint"`
-	}
-	if err := decode(meta, &r, func() uint8 { return r.Version }); err != nil {
+	var r deliveredPart
+	if err := decode(meta, &r); err != nil {
 		return Delivered{}, err
 	}
 	d := Delivered{ID: r.ID, LegSeq: r.LegSeq, Mailboxes: make([]mesh.MailboxID, len(r.Copies))}
@@ -187,12 +190,31 @@ func encode(v any) []byte {
 	return b
 }
 
-func decode(meta []byte, v any, version func() uint8) error {
-	if err := decMode.Unmarshal(meta, v); err != nil {
+// record is what every record can say of itself.
+type record interface{ version() uint8 }
+
+func (r *deliveredPart) version() uint8 { return r.Version }
+func (r *deliverRecord) version() uint8 { return r.Version }
+func (r *appendRecord) version() uint8  { return r.Version }
+func (r *flagsRecord) version() uint8   { return r.Version }
+func (r *expungeRecord) version() uint8 { return r.Version }
+func (r *copyRecord) version() uint8    { return r.Version }
+func (r *folderRecord) version() uint8  { return r.Version }
+func (r *mailboxRecord) version() uint8 { return r.Version }
+
+// Most records concern one mailbox.
+func (r *appendRecord) mailbox() mesh.MailboxID  { return r.Mailbox }
+func (r *flagsRecord) mailbox() mesh.MailboxID   { return r.Mailbox }
+func (r *expungeRecord) mailbox() mesh.MailboxID { return r.Mailbox }
+func (r *copyRecord) mailbox() mesh.MailboxID    { return r.Mailbox }
+func (r *folderRecord) mailbox() mesh.MailboxID  { return r.Mailbox }
+
+func decode(meta []byte, r record) error {
+	if err := decMode.Unmarshal(meta, r); err != nil {
 		return fmt.Errorf("decode record: %w", err)
 	}
-	if version() != recordVersion {
-		return fmt.Errorf("record version %d is unknown: it was written by a newer Posthouse", version())
+	if v := r.version(); v != recordVersion {
+		return fmt.Errorf("record version %d is unknown: it was written by a newer Posthouse", v)
 	}
 	return nil
 }
