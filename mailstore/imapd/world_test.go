@@ -3,14 +3,9 @@ package imapd
 import (
 	"bufio"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"fmt"
 	"io"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -24,6 +19,7 @@ import (
 	"posthouse/mailstore/journal/journaltest"
 	"posthouse/mailstore/mime"
 	"posthouse/mesh"
+	"posthouse/simtest/testcert"
 )
 
 // world is a store with the mailboxes of ada and bob, a server on it, and its
@@ -56,7 +52,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 			t.Fatal(err)
 		}
 	}
-	server, client := certificates(t)
+	server, client := certificates()
 	w.tls = client
 	w.srv = New(cfg, Deps{
 		Failures: new(failures), Login: func(_ context.Context, user, password string, _ netip.Addr) (Account, error) {
@@ -157,24 +153,9 @@ func (w *world) put(f *mailstore.Folder, texts ...string) []mailstore.UID {
 	return uids
 }
 
-func certificates(t testing.TB) (server, client *tls.Config) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"imap.company.com"}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(1000 * time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	leaf, err := x509.ParseCertificate(der)
-	if err != nil {
-		t.Fatal(err)
-	}
-	pool := x509.NewCertPool()
-	pool.AddCert(leaf)
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}}},
-		&tls.Config{RootCAs: pool, ServerName: "imap.company.com"}
+func certificates() (server, client *tls.Config) {
+	server, roots := testcert.For("imap.company.com")
+	return server, &tls.Config{RootCAs: roots, ServerName: "imap.company.com"}
 }
 
 // client speaks IMAP line by line.

@@ -4,16 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"math/big"
 	"net"
 	"net/netip"
 	"strings"
@@ -25,6 +21,7 @@ import (
 
 	"posthouse/mesh"
 	"posthouse/simtest/bufpipe"
+	"posthouse/simtest/testcert"
 	"posthouse/transport"
 )
 
@@ -153,19 +150,7 @@ func (g *rig) accepted() []message {
 	return append([]message(nil), g.messages...)
 }
 
-var testTLS = sync.OnceValue(func() *tls.Config {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{"mx.here.test"},
-		NotBefore: time.Unix(0, 0), NotAfter: time.Unix(1<<33, 0)}
-	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
-	if err != nil {
-		panic(err)
-	}
-	return &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
-})
+var testTLS = sync.OnceValue(func() *tls.Config { c, _ := testcert.For("mx.here.test"); return c })
 
 // newRig starts a server on port; change may set limits and deps.
 func newRig(t testing.TB, port Port, change func(*rig, *Config, *Deps)) *rig {
