@@ -231,13 +231,15 @@ var (
 	resultAgain     = transport.Result{Outcome: transport.Deferred, Code: 451, Enhanced: "4.3.0", Text: "Another delivery of this message failed, try again"}
 )
 
-// elsewhere reports whether this node knows another home of a mailbox.
+// elsewhere reports whether this node knows another home of a mailbox, or that
+// it has none: its user was deleted. Who sent it then looks again (MAIL.md,
+// Recipients), and reports what nobody takes.
 func (s *Store) elsewhere(id mesh.MailboxID) bool {
 	if s.opt.Home == nil || !homeOnly {
 		return false
 	}
 	home, _ := s.opt.Home(id)
-	return home != 0 && home != s.opt.Self
+	return home != s.opt.Self
 }
 
 func (s *Store) moved(id mesh.MailboxID) transport.Result {

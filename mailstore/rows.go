@@ -226,6 +226,9 @@ func (f *Folder) parse(row []byte) error {
 	if !uidsKept {
 		f.nextUID = 1
 	}
+	if !modsKept {
+		f.nextMod = 1
+	}
 	if r.bad || len(f.keywords) > MaxKeywords {
 		return fmt.Errorf("folder row: %w", errRow)
 	}

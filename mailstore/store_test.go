@@ -306,6 +306,10 @@ func TestAFormerHomeTakesNoMailAndStillAnswersForWhatItTook(t *testing.T) {
 	if rs := w.deliver("back again", 1); outcomes(rs) != "delivered" {
 		t.Fatal(rs)
 	}
+	home = 0 // its user was deleted: nobody would ever read it
+	if rs := w.deliver("for nobody", 1); outcomes(rs) != "moved" || rs[0].Home != 0 {
+		t.Fatal(rs)
+	}
 }
 
 func TestTheHomeSetsReturnPathAndDropsForeignOnes(t *testing.T) {

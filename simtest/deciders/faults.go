@@ -82,13 +82,23 @@ func (w *world) fault(f Fault) {
 	case Shut:
 		count(&w.outside.shut[f.N])
 	case Home:
+		if w.obs.gone[f.N] {
+			return
+		}
 		if w.mesh.propose(n, &domain.SetHome{User: userID(f.N), Home: w.nodes[f.B].id}) {
 			w.obs.moves(f.N)
 		}
 	case Gateway:
 		w.gateway(n, w.plan.Gateways>>n.i&1 == 0)
 		w.ends(f.Span, func() { w.gateway(n, w.plan.Gateways>>n.i&1 == 1) })
+	case Delete:
+		if !w.obs.gone[f.N] && w.mesh.propose(n, &domain.DeleteUser{User: userID(f.N)}) {
+			w.obs.gone[f.N] = true
+		}
 	case Expunge:
+		if w.obs.gone[f.N] {
+			return // who could log in?
+		}
 		n.step(n.boot, func() { w.obs.expunge(n, f.N) })
 	case MailQuota:
 		w.full[f.N]++
@@ -149,6 +159,11 @@ func (w *world) submit(i int, l *Load) {
 	n, c := w.nodes[l.Node], client{l.From, l.Node}
 	if !n.runs() || w.obs.busy[c] {
 		return
+	}
+	if l.From >= 0 {
+		if _, ok := n.state.User(userID(l.From)); !ok {
+			return // nobody can log in
+		}
 	}
 	env := transport.Envelope{Origin: transport.OriginSubmission, EntryNode: n.id, EntryTime: n.wall(), Body: transport.Body8Bit}
 	switch l.From {
@@ -217,7 +232,7 @@ func (n *node) accept(i int, env transport.Envelope, rcpts []route.Rcpt) (transp
 	if err != nil {
 		return env.ID, err
 	}
-	n.w.obs.made(env.ID, i, text)
+	n.w.obs.made(env.ID, i, text, d)
 	m := &queue.Message{Envelope: env, Body: draft, Structure: s}
 	for _, x := range d.Notices {
 		m.Expanded = append(m.Expanded, queue.Expanded{List: x.List, Rcpt: transport.Recipient{Address: x.Rcpt.Address.String(), Notify: x.Rcpt.Notify, ORcpt: x.Rcpt.ORcpt}})

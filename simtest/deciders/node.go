@@ -516,8 +516,9 @@ func (n *node) StartDelivery(ctx context.Context, d *mailstore.Delivery) (*mails
 	for i := range d.Rcpts {
 		k := copyOf{d.Envelope.ID, d.Rcpts[i].Mailbox.String()}
 		home, _, ok := n.state.Home(d.Rcpts[i].Mailbox)
-		if _, began := n.astray[k]; !ok || home == n.id || !began { // a repeat of what began here ends here
-			n.astray[k] = ok && home != n.id
+		ours := ok && home == n.id
+		if _, began := n.astray[k]; ours || !began { // a repeat of what began here ends here
+			n.astray[k] = !ours
 		}
 	}
 	return n.store.StartDelivery(ctx, d)

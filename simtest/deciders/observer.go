@@ -14,6 +14,7 @@ import (
 	"posthouse/mesh"
 	"posthouse/transport"
 	"posthouse/transport/queue"
+	"posthouse/transport/route"
 )
 
 // observer is outside of all nodes. It knows what clients sent and were told,
@@ -31,8 +32,10 @@ type observer struct {
 	lost     map[copyOf]int  // answers that did not arrive, or were forgotten
 
 	moved   map[int]bool                       // users whose home has changed
+	gone    map[int]bool                       // users who were deleted
 	seen    map[place]map[mailstore.UID]string // what stood under a UID
 	was     map[place]mailstore.Status
+	mods    map[place]map[mailstore.UID]mailstore.ModSeq
 	going   map[place]map[mailstore.UID]bool // expunges that were asked for; true: and answered
 	reports map[string]int                   // kind, number, recipient
 	papers  map[string]string                // and the report's id
@@ -49,6 +52,7 @@ type sent struct {
 	client client
 	turn   int  // among the client's messages that were taken
 	no     bool // refused
+	boxes  map[mesh.MailboxID]bool
 }
 
 // place is a mailbox at a node.
@@ -59,8 +63,8 @@ type place struct {
 
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
-		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{},
-		seen: map[place]map[mailstore.UID]string{}, was: map[place]mailstore.Status{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
+		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{}, gone: map[int]bool{},
+		seen: map[place]map[mailstore.UID]string{}, was: map[place]mailstore.Status{}, mods: map[place]map[mailstore.UID]mailstore.ModSeq{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
 }
 
 func (o *observer) name(id transport.MessageID) string {
@@ -72,8 +76,13 @@ func (o *observer) name(id transport.MessageID) string {
 
 func (o *observer) label(k copyOf) string { return o.name(k.id) + " to " + k.key }
 
-func (o *observer) made(id transport.MessageID, num int, text string) {
-	s := &sent{num: num, text: text}
+func (o *observer) made(id transport.MessageID, num int, text string, d route.Decision) {
+	s := &sent{num: num, text: text, boxes: map[mesh.MailboxID]bool{}}
+	for _, l := range d.Legs {
+		for _, r := range l.Rcpts {
+			s.boxes[r.Mailbox] = true
+		}
+	}
 	o.msgs[id], o.nums[num] = s, s
 }
 
@@ -144,7 +153,7 @@ func (t tap) Apply(rec log.Record, _ *kv.Batch, live bool) error {
 	w := t.n.w
 	for _, box := range d.Mailboxes {
 		if k := (copyOf{d.ID, box.String()}); t.n.astray[k] {
-			w.violation("I5: %s took %s although it knew another home", t.n.name, w.obs.label(k))
+			w.violation("I5: %s took %s although it knew that nobody lives there", t.n.name, w.obs.label(k))
 		}
 	}
 	return nil
@@ -179,6 +188,7 @@ func (o *observer) read(n *node, user int) {
 	if !ok {
 		return
 	}
+	o.changes(n, user, st, list)
 	switch was, known := o.was[p]; {
 	case st.UIDNext < was.UIDNext:
 		o.w.violation("I4: UIDNEXT of u%d at %s fell from %d to %d", user, n.name, was.UIDNext, st.UIDNext)
@@ -246,6 +256,25 @@ func (o *observer) inbox(n *node, user int) (f *mailstore.Folder, st mailstore.S
 		o.w.violation("%s: INBOX of u%d: %v", n.name, user, err)
 	}
 	return f, st, list, err == nil
+}
+
+// changes checks modification sequences: of a message they never fall, and what
+// is new or has changed since the last look is above all that was then.
+func (o *observer) changes(n *node, user int, st mailstore.Status, list []mailstore.Info) {
+	p := place{n.i, mailboxOf(user)}
+	before, now := o.mods[p], make(map[mailstore.UID]mailstore.ModSeq, len(list))
+	o.mods[p] = now
+	for _, m := range list {
+		now[m.UID] = m.ModSeq
+		switch was, known := before[m.UID]; {
+		case m.ModSeq > st.HighestModSeq:
+			o.w.violation("I4: UID %d of u%d at %s has MODSEQ %d, HIGHESTMODSEQ is %d", m.UID, user, n.name, m.ModSeq, st.HighestModSeq)
+		case known && m.ModSeq < was:
+			o.w.violation("I4: MODSEQ of UID %d of u%d at %s fell from %d to %d", m.UID, user, n.name, was, m.ModSeq)
+		case (!known || m.ModSeq != was) && m.ModSeq <= o.was[p].HighestModSeq:
+			o.w.violation("I4: UID %d of u%d at %s is new or changed, with MODSEQ %d; at the last look %d was the highest", m.UID, user, n.name, m.ModSeq, o.was[p].HighestModSeq)
+		}
+	}
 }
 
 // expunge is a reader who removes the older half of what is known.
@@ -429,7 +458,11 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) 
 	l := s.load
 	users := slices.Clone(l.Users)
 	if l.Group {
-		users = append(users, 0, 1, 2)
+		for u := range 3 {
+			if s.boxes[mailboxOf(u)] || !o.gone[u] { // who is deleted is no member
+				users = append(users, u)
+			}
+		}
 	}
 	slices.Sort(users)
 	quiet := l.From < 0 || l.Notify == transport.NotifyNever // nobody hears of a failure
@@ -441,10 +474,12 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) 
 		k := copyOf{o.idOf(s), mailboxOf(u).String()}
 		switch total := copies + bounced + aside; {
 		case total == 1:
-		case total == 0 && unheard:
+		case total == 0 && (unheard || o.gone[u] && quiet):
 		case total > 1 && o.moved[u] && total <= 1+o.lost[k]:
 			// A copy at a former home whose answer was lost: until mailboxes
 			// move with what they remember.
+		case copies == 1 && bounced == 1 && aside == 0 && o.gone[u] && o.lost[k] > 0:
+			// Its answer was lost, and by the next try nobody lived there.
 		default:
 			o.w.violation("I1: m%d to u%d: %d copies, %d failure reports, %d held; %d answers were lost", s.num, u, copies, bounced, aside, o.lost[k])
 		}

@@ -52,11 +52,12 @@ const (
 	Gateway   Kind = "gateway"     // A becomes, or is no more, a gateway
 	MailQuota Kind = "quota"       // user N's mailbox is full
 	Expunge   Kind = "expunge"     // user N removes half of what is in INBOX at A
+	Delete    Kind = "delete-user" // user N is deleted, for ever
 )
 
 // Kinds are all kinds that a seed may turn on.
 var Kinds = []Kind{Cut, CutOneWay, Flap, Slow, Crash, CrashAt, Pause, Full, SlowDisk, FailSync, Clock, Offline,
-	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge} // new ones at the end: a seed stays the same
+	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge, Delete} // new ones at the end: a seed stays the same
 
 // Fault is one fault: it begins, and ends after Span by itself, so that each
 // can be taken out of a plan without a trace.
@@ -209,7 +210,7 @@ func (p *Plan) fault(r *rand.Rand, k Kind) Fault {
 	case Home:
 		f.N = r.IntN(p.Nodes * p.Users)
 		f.B = uint64(r.IntN(p.Nodes))
-	case MailQuota, Expunge:
+	case MailQuota, Expunge, Delete:
 		f.N = r.IntN(p.Nodes * p.Users)
 	}
 	return f

@@ -1,0 +1,5 @@
+//go:build mutant_modseq
+
+package mailstore
+
+const modsKept = false
