@@ -226,7 +226,7 @@ func TestFollowingALineageCutOffAnywhereGoesOn(t *testing.T) {
 func TestTheMetaFileSurvivesAPowerCut(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "meta")
-	m := &metaFile{}
+	m := &metaFile{disk: osDisk{}}
 	if _, err := m.Load(dir); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func TestTheMetaFileSurvivesAPowerCut(t *testing.T) {
 			if err := os.WriteFile(path, img, 0o600); err != nil {
 				t.Fatal(err)
 			}
-			m := &metaFile{}
+			m := &metaFile{disk: osDisk{}}
 			ps, err := m.Load(dir)
 			m.Close()
 			if err != nil || len(ps.Segments) != 40 || slot == 1 && ps.NextSegmentID != 2 || ps.NextSegmentID != 1 && ps.NextSegmentID != 2 {
@@ -268,6 +268,28 @@ func TestTheMetaFileSurvivesAPowerCut(t *testing.T) {
 			}
 		}
 	}
+}
+
+// Raft forgets who waits for what is committed and not applied when it stops.
+func TestAStopWhileCommandsAreBeingAppliedEnds(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		n := w.found(1, inMemory)
+		for range 16 {
+			n.m.slow = 200 * time.Millisecond
+			var clients sync.WaitGroup
+			for i := range 2 {
+				clients.Go(func() {
+					time.Sleep(time.Duration(i) * 50 * time.Millisecond)
+					n.Propose(t.Context(), fmt.Appendf(nil, "c%d x", i))
+				})
+			}
+			time.Sleep(300 * time.Millisecond) // a barrier waits behind the second one
+			n.shut()
+			clients.Wait()
+			n = w.start(1, n.store)
+			w.until(10*time.Second, "it leads", func() bool { return w.master(1) != nil })
+		}
+	})
 }
 
 func TestARolledBackNodeFetchesAnew(t *testing.T) {

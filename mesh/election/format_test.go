@@ -78,7 +78,7 @@ func TestTheFirstFormatsOpenForEver(t *testing.T) {
 		}
 	})
 	t.Run("snapshot", func(t *testing.T) {
-		s := snapshotFiles{t.TempDir()}
+		s := snapshotFiles{osDisk{}, t.TempDir()}
 		k, err := s.Create(1, 10, 3, raft.Configuration{Servers: []raft.Server{{ID: "1", Address: "1"}}}, 2, nil)
 		if err != nil {
 			t.Fatal(err)
@@ -102,7 +102,7 @@ func TestTheFirstFormatsOpenForEver(t *testing.T) {
 	t.Run("meta file", func(t *testing.T) {
 		dir := t.TempDir()
 		path := filepath.Join(dir, "meta")
-		m := &metaFile{}
+		m := &metaFile{disk: osDisk{}}
 		if _, err := m.Load(dir); err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +119,7 @@ func TestTheFirstFormatsOpenForEver(t *testing.T) {
 		img := make([]byte, 2*slotSize)
 		copy(img, slot)
 		os.WriteFile(path, img, 0o600)
-		m = &metaFile{}
+		m = &metaFile{disk: osDisk{}}
 		got, err := m.Load(dir)
 		defer m.Close()
 		if d := cmp.Diff(want, got); d != "" || err != nil {

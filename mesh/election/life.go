@@ -37,6 +37,10 @@ type life struct {
 	must   atomic.Bool // a snapshot has to come before any command
 	halted atomic.Pointer[error]
 	hurt   sync.Once
+
+	mu      sync.Mutex     // guards closing
+	closing bool           // nobody begins to wait for Raft any more
+	waits   sync.WaitGroup // for Raft's answers
 }
 
 const (
@@ -144,7 +148,7 @@ func (l *life) start() error {
 			case <-l.barrier:
 				// Without it the followers would learn of a batch's commit with
 				// the next heartbeat's append only.
-				l.raft.Barrier(applyTimeout).Error()
+				l.barred()
 			case <-l.quit:
 				return
 			}
@@ -191,9 +195,35 @@ func (l *life) kickBarrier() {
 	}
 }
 
+// barred waits for a barrier.
+func (l *life) barred() error {
+	if !l.enter() {
+		return errStopped
+	}
+	defer l.waits.Done()
+	return l.raft.Barrier(applyTimeout).Error()
+}
+
+// enter asks to wait for an answer of Raft, which ends by waits.Done. Raft 1.8
+// never answers what was committed and waits for the machine when it is shut
+// down, so all have to be through before; it does answer them until then, at
+// the latest when it has lost the lead.
+func (l *life) enter() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.closing {
+		l.waits.Add(1)
+	}
+	return !l.closing
+}
+
 // close ends Raft, its streams and its goroutines, and closes the stores.
 // After it nothing of this life runs.
 func (l *life) close() error {
+	l.mu.Lock()
+	l.closing = true
+	l.mu.Unlock()
+	l.waits.Wait()
 	l.streams.Close()
 	if l.raft != nil {
 		l.raft.Shutdown().Error() // always nil; attend goes on reading until it is done
@@ -216,7 +246,7 @@ func (l *life) makeReady() error {
 		return nil
 	}
 	if waitsForBarrier {
-		if err := l.raft.Barrier(applyTimeout).Error(); err != nil {
+		if err := l.barred(); err != nil {
 			return err
 		}
 	}

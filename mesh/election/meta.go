@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
-	"os"
+	"io/fs"
 	"path/filepath"
 	"sync"
 	"time"
@@ -33,8 +33,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // slot is always whole after a power cut, and outside of that moment both hold
 // the same: a flipped bit in one costs nothing.
 type metaFile struct {
+	disk disk
 	mu   sync.Mutex // orders changes; raft-wal commits and Raft votes in different goroutines
-	f    *os.File
+	f    file
 	seq  uint64
 	meta metaState
 }
@@ -68,8 +69,8 @@ func (m *metaFile) Load(dir string) (types.PersistentState, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	path := filepath.Join(dir, "meta")
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, os.ErrNotExist) {
+	f, err := m.disk.open(path)
+	if errors.Is(err, fs.ErrNotExist) {
 		if f, err = m.create(dir, path); err != nil {
 			return types.PersistentState{}, fmt.Errorf("create the election's meta file: %w", err)
 		}
@@ -101,20 +102,20 @@ func (m *metaFile) Load(dir string) (types.PersistentState, error) {
 
 // create makes the file whole before it gets its name: a file that has the
 // name and holds no whole slot is damaged, never new.
-func (m *metaFile) create(dir, path string) (*os.File, error) {
-	f, err := os.OpenFile(path+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+func (m *metaFile) create(dir, path string) (file, error) {
+	f, err := m.disk.create(path + ".new")
 	if err != nil {
 		return nil, err
 	}
 	m.f, m.meta = f, metaState{Stable: map[string][]byte{}}
-	if _, err = f.Write(make([]byte, 2*slotSize)); err == nil {
+	if _, err = f.WriteAt(make([]byte, 2*slotSize), 0); err == nil {
 		err = m.write()
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = m.disk.rename(path+".new", path)
 	}
 	if err == nil {
-		err = syncDir(dir)
+		err = m.disk.sync(dir)
 	}
 	if err != nil {
 		f.Close()
@@ -221,13 +222,4 @@ func fromNano(n int64) time.Time {
 		return time.Time{}
 	}
 	return time.Unix(0, n)
-}
-
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	defer d.Close()
-	return d.Sync()
 }

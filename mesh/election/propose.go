@@ -246,6 +246,10 @@ func (e *Election) lead(from mesh.NodeID, q request) (reply, error) {
 // node still led after it looked: so nobody else can have answered more.
 func (e *Election) confirm(l *life) (reply, error) {
 	at, _ := e.d.Machine.Applied() // an answered command was applied here first
+	if !l.enter() {
+		return reply{}, errRetry
+	}
+	defer l.waits.Done()
 	if err := l.raft.VerifyLeader().Error(); err != nil {
 		return reply{}, errRetry
 	}
@@ -258,6 +262,10 @@ func (e *Election) order(l *life, from mesh.NodeID, command []byte) (reply, erro
 	if err != nil {
 		return reply{}, err
 	}
+	if !l.enter() {
+		return reply{}, errRetry
+	}
+	defer l.waits.Done()
 	f := l.raft.Apply(prepared, applyTimeout)
 	if err := f.Error(); err != nil {
 		e.log.Debug("proposing failed", "err", err)

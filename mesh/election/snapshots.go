@@ -5,12 +5,9 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -25,7 +22,10 @@ import (
 //
 // written under another name, synced and renamed. Opening one reads it through
 // first, so that nobody restores from half of a damaged one.
-type snapshotFiles struct{ dir string }
+type snapshotFiles struct {
+	disk disk
+	dir  string
+}
 
 const (
 	snapMagic   = "PHES"
@@ -48,12 +48,13 @@ func (s snapshotFiles) Create(_ raft.SnapshotVersion, index, term uint64, c raft
 		return nil, fmt.Errorf("create a snapshot: %w", err)
 	}
 	id := fmt.Sprintf("%016x-%016x", index, term)
-	f, err := os.OpenFile(filepath.Join(s.dir, id+".tmp"), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	tmp := filepath.Join(s.dir, id+".tmp")
+	f, err := s.disk.create(tmp)
 	if err != nil {
 		return nil, fmt.Errorf("create a snapshot: %w", err)
 	}
-	k := &snapSink{store: s, id: id, f: f, sum: sha256.New()}
-	k.w = bufio.NewWriterSize(io.MultiWriter(f, k.sum), 64<<10)
+	k := &snapSink{store: s, id: id, tmp: tmp, f: f, out: io.NewOffsetWriter(f, 0), sum: sha256.New()}
+	k.w = bufio.NewWriterSize(io.MultiWriter(k.out, k.sum), 64<<10)
 	hdr := binary.BigEndian.AppendUint32([]byte(snapMagic), snapVersion)
 	hdr = binary.BigEndian.AppendUint32(hdr, uint32(len(meta)))
 	if _, err := k.w.Write(append(hdr, meta...)); err != nil {
@@ -66,7 +67,9 @@ func (s snapshotFiles) Create(_ raft.SnapshotVersion, index, term uint64, c raft
 type snapSink struct {
 	store snapshotFiles
 	id    string
-	f     *os.File
+	tmp   string
+	f     file
+	out   io.Writer
 	w     *bufio.Writer
 	sum   hash.Hash
 	done  bool
@@ -80,10 +83,9 @@ func (k *snapSink) Close() error {
 		return nil
 	}
 	k.done = true
-	tmp := k.f.Name()
 	err := k.w.Flush()
 	if err == nil {
-		_, err = k.f.Write(k.sum.Sum(nil))
+		_, err = k.out.Write(k.sum.Sum(nil))
 	}
 	if err == nil {
 		err = k.f.Sync()
@@ -92,13 +94,13 @@ func (k *snapSink) Close() error {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(tmp, filepath.Join(k.store.dir, k.id+snapSuffix))
+		err = k.store.disk.rename(k.tmp, filepath.Join(k.store.dir, k.id+snapSuffix))
 	}
 	if err == nil {
-		err = syncDir(k.store.dir)
+		err = k.store.disk.sync(k.store.dir)
 	}
 	if err != nil {
-		os.Remove(tmp)
+		k.store.disk.remove(k.tmp)
 		return fmt.Errorf("finish a snapshot: %w", err)
 	}
 	k.store.prune()
@@ -111,18 +113,18 @@ func (k *snapSink) Cancel() error {
 	}
 	k.done = true
 	k.f.Close()
-	return os.Remove(k.f.Name())
+	return k.store.disk.remove(k.tmp)
 }
 
 // names returns the snapshots' ids, the newest first.
 func (s snapshotFiles) names() ([]string, error) {
-	es, err := os.ReadDir(s.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	es, err := s.disk.list(s.dir)
+	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
 	var ids []string
 	for _, e := range es {
-		if id, ok := strings.CutSuffix(e.Name(), snapSuffix); ok {
+		if id, ok := strings.CutSuffix(e, snapSuffix); ok {
 			ids = append(ids, id)
 		}
 	}
@@ -137,7 +139,7 @@ func (s snapshotFiles) prune() {
 	ids, _ := s.names()
 	for i, id := range ids {
 		if i >= keepSnaps {
-			os.Remove(filepath.Join(s.dir, id+snapSuffix))
+			s.disk.remove(filepath.Join(s.dir, id+snapSuffix))
 		}
 	}
 }
@@ -149,7 +151,7 @@ func (s snapshotFiles) List() ([]*raft.SnapshotMeta, error) {
 	if err != nil || len(ids) == 0 {
 		return nil, err
 	}
-	m, _, _, err := s.verify(ids[0])
+	m, _, err := s.verify(ids[0])
 	if err != nil {
 		return nil, err
 	}
@@ -157,58 +159,35 @@ func (s snapshotFiles) List() ([]*raft.SnapshotMeta, error) {
 }
 
 func (s snapshotFiles) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
-	m, f, from, err := s.verify(id)
+	m, payload, err := s.verify(id)
 	if err != nil {
 		return nil, nil, err
 	}
-	g, err := os.Open(f)
+	return m, io.NopCloser(bytes.NewReader(payload)), nil
+}
+
+// verify reads a snapshot through and returns its meta and its payload. The
+// state is small: all of it is in memory anyway.
+func (s snapshotFiles) verify(id string) (*raft.SnapshotMeta, []byte, error) {
+	b, err := s.disk.read(filepath.Join(s.dir, id+snapSuffix))
 	if err != nil {
 		return nil, nil, fmt.Errorf("open snapshot %s: %w", id, err)
 	}
-	return m, struct {
-		io.Reader
-		io.Closer
-	}{bufio.NewReader(io.NewSectionReader(g, from, m.Size)), g}, nil
-}
-
-// verify reads a snapshot through and returns its meta, its file, and where
-// its payload begins.
-func (s snapshotFiles) verify(id string) (*raft.SnapshotMeta, string, int64, error) {
-	path := filepath.Join(s.dir, id+snapSuffix)
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, "", 0, fmt.Errorf("open snapshot %s: %w", id, err)
-	}
-	defer f.Close()
 	bad := fmt.Errorf("%w: snapshot %s", ErrDamaged, id)
-	st, err := f.Stat()
-	if err != nil {
-		return nil, "", 0, fmt.Errorf("open snapshot %s: %w", id, err)
+	const header = 12
+	if len(b) < header+sha256.Size {
+		return nil, nil, bad
 	}
-	sum := sha256.New()
-	r := bufio.NewReader(f)
-	body := io.TeeReader(io.LimitReader(r, st.Size()-sha256.Size), sum)
-	hdr := make([]byte, 12)
-	if _, err := io.ReadFull(body, hdr); err != nil || string(hdr[:4]) != snapMagic || binary.BigEndian.Uint32(hdr[4:]) != snapVersion {
-		return nil, "", 0, bad
+	body, sum := b[:len(b)-sha256.Size], b[len(b)-sha256.Size:]
+	n := binary.BigEndian.Uint32(body[8:])
+	if string(body[:4]) != snapMagic || binary.BigEndian.Uint32(body[4:]) != snapVersion || n > maxSnapMeta || int(n) > len(body)-header {
+		return nil, nil, bad
 	}
-	n := binary.BigEndian.Uint32(hdr[8:])
-	if n > maxSnapMeta {
-		return nil, "", 0, bad
-	}
-	raw := make([]byte, n)
-	if _, err := io.ReadFull(body, raw); err != nil {
-		return nil, "", 0, bad
-	}
-	if _, err := io.Copy(io.Discard, body); err != nil {
-		return nil, "", 0, fmt.Errorf("read snapshot %s: %w", id, err)
-	}
-	got := make([]byte, sha256.Size)
 	var m snapMeta
-	if _, err := io.ReadFull(r, got); err != nil || !bytes.Equal(got, sum.Sum(nil)) || cbor.Unmarshal(raw, &m) != nil {
-		return nil, "", 0, bad
+	if got := sha256.Sum256(body); !bytes.Equal(got[:], sum) || cbor.Unmarshal(body[header:header+n], &m) != nil {
+		return nil, nil, bad
 	}
-	from := int64(len(hdr)) + int64(n)
+	payload := body[header+n:]
 	return &raft.SnapshotMeta{Version: raft.SnapshotVersionMax, ID: id, Index: m.Index, Term: m.Term, Configuration: raft.DecodeConfiguration(m.Config),
-		ConfigurationIndex: m.ConfigIndex, Size: st.Size() - sha256.Size - from}, path, from, nil
+		ConfigurationIndex: m.ConfigIndex, Size: int64(len(payload))}, payload, nil
 }

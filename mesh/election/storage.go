@@ -8,14 +8,12 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
-	walfs "github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/segment"
 )
 
@@ -155,16 +153,21 @@ func (l *logStore) notCut(snaps raft.SnapshotStore) error {
 // FileStorage keeps everything under one folder: the record, the frozen state,
 // and raft/ with the segments, meta, commit and snapshots.
 type FileStorage struct {
+	disk        disk
 	dir         string
 	segmentSize int
 }
 
 // NewFileStorage uses dir, which it makes if need be. One process at a time.
 func NewFileStorage(dir string) (*FileStorage, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	return newFileStorage(osDisk{}, dir)
+}
+
+func newFileStorage(d disk, dir string) (*FileStorage, error) {
+	if err := d.mkdir(dir); err != nil {
 		return nil, fmt.Errorf("make the election's folder: %w", err)
 	}
-	return &FileStorage{dir: dir, segmentSize: 4 << 20}, nil
+	return &FileStorage{disk: d, dir: dir, segmentSize: 4 << 20}, nil
 }
 
 // A named value is kept twice, the copy written first: a damaged one costs
@@ -182,7 +185,7 @@ func opened(b []byte) ([]byte, bool) {
 func (s *FileStorage) load(name string) ([]byte, error) {
 	missing := 0
 	for _, file := range []string{name, name + copySuffix} {
-		b, err := os.ReadFile(filepath.Join(s.dir, file))
+		b, err := s.disk.read(filepath.Join(s.dir, file))
 		if errors.Is(err, fs.ErrNotExist) {
 			missing++
 			continue
@@ -211,11 +214,11 @@ func (s *FileStorage) save(name string, value []byte) error {
 
 func (s *FileStorage) write(name string, value []byte) error {
 	path := filepath.Join(s.dir, name)
-	f, err := os.OpenFile(path+".new", os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := s.disk.create(path + ".new")
 	if err != nil {
 		return err
 	}
-	_, err = f.Write(append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(value, castagnoli)), value...))
+	_, err = f.WriteAt(append(binary.BigEndian.AppendUint32(nil, crc32.Checksum(value, castagnoli)), value...), 0)
 	if err == nil {
 		err = f.Sync()
 	}
@@ -223,32 +226,32 @@ func (s *FileStorage) write(name string, value []byte) error {
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(path+".new", path)
+		err = s.disk.rename(path+".new", path)
 	}
 	if err == nil {
-		err = syncDir(s.dir)
+		err = s.disk.sync(s.dir)
 	}
 	return err
 }
 
 func (s *FileStorage) open(log *slog.Logger, damaged func(error)) (_ *stores, err error) {
 	dir := filepath.Join(s.dir, "raft")
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	if err := s.disk.mkdir(dir); err != nil {
 		return nil, fmt.Errorf("make the log's folder: %w", err)
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := s.disk.sync(s.dir); err != nil {
 		return nil, fmt.Errorf("sync the election's folder: %w", err)
 	}
-	meta := &metaFile{}
+	meta := &metaFile{disk: s.disk}
 	w, err := openWAL(func() (*wal.WAL, error) {
-		return wal.Open(dir, wal.WithCodec(codec{}), wal.WithMetaStore(meta), wal.WithSegmentFiler(codecFiler{segment.NewFiler(dir, walfs.New())}),
+		return wal.Open(dir, wal.WithCodec(codec{}), wal.WithMetaStore(rotatedMeta{meta, s.segmentSize}), wal.WithSegmentFiler(codecFiler{segment.NewFiler(dir, s.disk.segments())}),
 			wal.WithSegmentSize(s.segmentSize), wal.WithLogger(newHclog(log)))
 	})
 	if err != nil {
 		meta.Close()
 		return nil, err
 	}
-	commit := &commitFile{path: filepath.Join(dir, "commit")}
+	commit := &commitFile{disk: s.disk, path: filepath.Join(dir, "commit")}
 	closeAll := func() error { return errors.Join(w.Close(), commit.close()) }
 	if err := commit.open(); err != nil {
 		return nil, errors.Join(err, closeAll())
@@ -258,12 +261,12 @@ func (s *FileStorage) open(log *slog.Logger, damaged func(error)) (_ *stores, er
 		err = l.scan()
 	}
 	if err == nil {
-		err = l.notCut(snapshotFiles{dir})
+		err = l.notCut(snapshotFiles{s.disk, dir})
 	}
 	if err != nil {
 		return nil, errors.Join(err, closeAll())
 	}
-	return &stores{log: l, stable: w, snapshots: snapshotFiles{dir}, close: closeAll}, nil
+	return &stores{log: l, stable: w, snapshots: snapshotFiles{s.disk, dir}, close: closeAll}, nil
 }
 
 // openWAL opens the log; what raft-wal cannot read is ErrDamaged, whether it
@@ -288,16 +291,16 @@ func isSystemError(err error) bool {
 
 func (s *FileStorage) setAside() error {
 	dir, aside := filepath.Join(s.dir, "raft"), filepath.Join(s.dir, "raft.aside")
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if there, err := s.disk.exists(dir); err != nil || !there {
+		return err
 	}
-	if err := os.RemoveAll(aside); err != nil {
+	if err := s.disk.removeAll(aside); err != nil {
 		return fmt.Errorf("set the log aside: %w", err)
 	}
-	if err := os.Rename(dir, aside); err != nil {
+	if err := s.disk.rename(dir, aside); err != nil {
 		return fmt.Errorf("set the log aside: %w", err)
 	}
-	if err := syncDir(s.dir); err != nil {
+	if err := s.disk.sync(s.dir); err != nil {
 		return fmt.Errorf("set the log aside: %w", err)
 	}
 	return nil
@@ -308,9 +311,10 @@ func (s *FileStorage) setAside() error {
 // older: until Raft has a leader again, a node that lost its power knows the
 // people up to here.
 type commitFile struct {
+	disk disk
 	path string
 	mu   sync.Mutex
-	f    *os.File
+	f    file
 	at   uint64
 	sync *time.Timer // set while a sync is due
 }
@@ -319,7 +323,10 @@ type commitFile struct {
 const commitSync = 100 * time.Millisecond
 
 func (c *commitFile) open() (err error) {
-	if c.f, err = os.OpenFile(c.path, os.O_RDWR|os.O_CREATE, 0o600); err != nil {
+	if c.f, err = c.disk.open(c.path); errors.Is(err, fs.ErrNotExist) {
+		c.f, err = c.disk.create(c.path)
+	}
+	if err != nil {
 		return fmt.Errorf("open the commit index: %w", err)
 	}
 	for slot := range int64(2) {

@@ -161,7 +161,7 @@ func TestOneDamagedSlotOfTheMetaFileCostsNothing(t *testing.T) {
 }
 
 func TestASnapshotIsWholeOrRefused(t *testing.T) {
-	s := snapshotFiles{t.TempDir()}
+	s := snapshotFiles{osDisk{}, t.TempDir()}
 	conf := raft.Configuration{Servers: []raft.Server{{ID: "1", Address: "1"}}}
 	for i := range uint64(4) {
 		k, err := s.Create(1, 10+i, 3, conf, 1, nil)

@@ -59,7 +59,7 @@ func verifyFile(name, path string) (out []Damage, err error) {
 	base := filepath.Base(name)
 	switch {
 	case strings.HasSuffix(base, snapSuffix):
-		_, _, _, err := snapshotFiles{filepath.Dir(path)}.verify(strings.TrimSuffix(base, snapSuffix))
+		_, _, err := snapshotFiles{osDisk{}, filepath.Dir(path)}.verify(strings.TrimSuffix(base, snapSuffix))
 		if errors.Is(err, ErrDamaged) {
 			found(0, "the snapshot is not what was written")
 			err = nil

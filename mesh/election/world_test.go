@@ -25,7 +25,8 @@ type ledger struct {
 	mu   sync.Mutex
 	v    ledgerState
 	f    func()
-	know bool // what "future" means
+	know bool          // what "future" means
+	slow time.Duration // a command takes so long
 }
 
 type ledgerState struct {
@@ -47,6 +48,7 @@ func (m *ledger) Prepare(c []byte, _ mesh.NodeID, _ time.Time) ([]byte, error) {
 
 func (m *ledger) Apply(index, term uint64, c []byte) ([]byte, error) {
 	id, text, _ := strings.Cut(string(c), " ")
+	time.Sleep(m.slow)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if index <= m.v.Index {

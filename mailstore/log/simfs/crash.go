@@ -39,7 +39,7 @@ func (s *FS) Copy() *FS {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	out := New()
-	out.free = s.free
+	out.free, out.WholeSectors = s.free, s.WholeSectors
 	for d := range s.cur.dirs {
 		out.cur.dirs[d] = true
 	}
@@ -56,6 +56,18 @@ func (s *FS) After(mode Mode, seed uint64) *FS {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.crashed = true
+	return s.image(mode, seed)
+}
+
+// Image is what After would give, and the disk goes on: for a process that
+// cannot be ended at that instant. What it does from then on is to be ignored.
+func (s *FS) Image(mode Mode, seed uint64) *FS {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.image(mode, seed)
+}
+
+func (s *FS) image(mode Mode, seed uint64) *FS {
 	rnd := rand.New(rand.NewPCG(seed, uint64(mode)))
 	t := s.durable.clone()
 	for _, op := range s.pending {
@@ -64,13 +76,13 @@ func (s *FS) After(mode Mode, seed uint64) *FS {
 		}
 	}
 	out := New()
-	out.free = s.free
+	out.free, out.WholeSectors = s.free, s.WholeSectors
 	out.cur.dirs = t.dirs
 	copies := map[*inode]*inode{}
 	for _, name := range sortedKeys(t.files) {
 		ino := t.files[name]
 		if copies[ino] == nil {
-			b := ino.after(mode, rnd, s.lastOp)
+			b := ino.after(mode, rnd, s.lastOp, s.WholeSectors)
 			copies[ino] = &inode{cur: b, durable: slices.Clone(b), dirty: map[int64]bool{}}
 		}
 		out.cur.files[name] = copies[ino]
@@ -89,7 +101,7 @@ func sortedKeys(m map[string]*inode) []string {
 }
 
 // after returns the content that a crash leaves.
-func (i *inode) after(mode Mode, rnd *rand.Rand, last *write) []byte {
+func (i *inode) after(mode Mode, rnd *rand.Rand, last *write, wholeSectors bool) []byte {
 	if len(i.dirty) == 0 && len(i.cur) == len(i.durable) {
 		return slices.Clone(i.durable)
 	}
@@ -126,7 +138,7 @@ func (i *inode) after(mode Mode, rnd *rand.Rand, last *write) []byte {
 		case Random:
 			switch rnd.IntN(5) {
 			case 0:
-				for k := off; k < end; k++ {
+				for k := off; k < end && !wholeSectors; k++ {
 					out[k] = byte(rnd.Uint32())
 				}
 			case 1, 2:

@@ -3,6 +3,7 @@ package simfs
 import (
 	"errors"
 	"io"
+	"maps"
 	"os"
 	"path"
 	"slices"
@@ -98,11 +99,14 @@ func (s *FS) OpenFile(name string) (log.File, error) {
 	return &file{s: s, ino: ino, name: name}, nil
 }
 
-// Rename implements log.FS.
+// Rename implements log.FS, for folders too.
 func (s *FS) Rename(from, to string) error {
 	from, to = path.Clean(from), path.Clean(to)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cur.dirs[from] {
+		return s.renameDir(from, to)
+	}
 	ino := s.cur.files[from]
 	if ino == nil {
 		return fail("rename", from, os.ErrNotExist)
@@ -115,11 +119,42 @@ func (s *FS) Rename(from, to string) error {
 	})
 }
 
-// Remove implements log.FS.
+// renameDir gives a folder another name. The journal of a file system keeps the
+// order of names: those in the folder are durable before it is.
+func (s *FS) renameDir(from, to string) error {
+	err := s.name(Op{Name: "rename", Path: to}, func(t tree) {
+		for d := range maps.Clone(t.dirs) {
+			if d == from || strings.HasPrefix(d, from+"/") {
+				delete(t.dirs, d)
+				t.dirs[to+d[len(from):]] = true
+			}
+		}
+		for f, ino := range maps.Clone(t.files) {
+			if strings.HasPrefix(f, from+"/") {
+				delete(t.files, f)
+				t.files[to+f[len(from):]] = ino
+			}
+		}
+	})
+	if n := len(s.pending); err == nil && n > 0 {
+		s.pending[n-1].moved = from
+	}
+	return err
+}
+
+// Remove implements log.FS, for empty folders too.
 func (s *FS) Remove(name string) error {
 	name = path.Clean(name)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.cur.dirs[name] {
+		for f := range s.cur.files {
+			if path.Dir(f) == name {
+				return fail("remove", name, syscall.ENOTEMPTY)
+			}
+		}
+		return s.name(Op{Name: "remove", Path: name}, func(t tree) { delete(t.dirs, name) })
+	}
 	ino := s.cur.files[name]
 	if ino == nil {
 		return fail("remove", name, os.ErrNotExist)
@@ -172,11 +207,20 @@ func (s *FS) SyncDir(dir string) error {
 	}
 	var left []nameOp
 	for _, op := range s.pending {
-		if op.dir == dir {
-			op.do(s.durable)
-		} else {
+		if op.dir != dir {
 			left = append(left, op)
+			continue
 		}
+		if op.moved != "" {
+			left = slices.DeleteFunc(left, func(o nameOp) bool {
+				in := o.dir == op.moved || strings.HasPrefix(o.dir, op.moved+"/")
+				if in {
+					o.do(s.durable)
+				}
+				return in
+			})
+		}
+		op.do(s.durable)
 	}
 	s.pending = left
 	s.mu.Unlock()

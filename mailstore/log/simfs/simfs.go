@@ -53,6 +53,9 @@ type FS struct {
 	Hook func(Op) Fault
 	// SyncTime is how long a sync takes, by the time package; 0: no time.
 	SyncTime time.Duration
+	// WholeSectors: at a crash a sector is as it was or as it was written, never
+	// garbled. Not every disk promises that; raft-wal counts on it.
+	WholeSectors bool
 
 	mu      sync.Mutex
 	ops     int
@@ -90,6 +93,9 @@ type nameOp struct {
 	dir  string
 	do   func(tree)
 	path string
+	// moved is the former name of a folder that gets another: what waits in it
+	// is durable before.
+	moved string
 }
 
 // New returns an empty disk.

@@ -1,0 +1,5 @@
+//go:build mutant_rotation
+
+package election
+
+const finishesRotations = false
