@@ -130,8 +130,34 @@ func (n *Node) ChangeNode(ctx context.Context, r admin.NodeChange) error {
 	if err != nil {
 		return err
 	}
-	_, err = n.propose(ctx, &domain.UpdateNode{Node: x.ID, Voter: r.Voter, Gateway: r.Gateway, Priority: r.Priority})
-	return err
+	if r.Voter != nil || r.Gateway != nil || r.Priority != nil {
+		if _, err := n.propose(ctx, &domain.UpdateNode{Node: x.ID, Voter: r.Voter, Gateway: r.Gateway, Priority: r.Priority}); err != nil {
+			return err
+		}
+	}
+	if r.Replaces != "" {
+		return n.replace(ctx, r.Replaces, x)
+	}
+	return nil
+}
+
+// replace gives the people of nodes that were lost, all of one name, their home
+// at another node.
+func (n *Node) replace(ctx context.Context, lost string, by *domain.Node) error {
+	found := false
+	for _, old := range n.state.Nodes() {
+		if _, people := n.state.UserCount(old.ID); old.Member() || people == 0 || !strings.EqualFold(old.Name, lost) {
+			continue
+		}
+		found = true
+		if _, err := n.propose(ctx, &domain.ReplaceNode{Old: old.ID, New: by.ID}); err != nil {
+			return err
+		}
+	}
+	if !found {
+		return admin.Errorf(admin.NotFound, "node.nobody", "No node called %s was put out of the mesh with people whose home it was; a node that is gone is revoked first.", lost)
+	}
+	return nil
 }
 
 // onMaster runs f here if this node leads, else asks the master.

@@ -171,8 +171,13 @@ func (n *Node) ChangeUser(ctx context.Context, r admin.UserChange) (admin.User, 
 		if err != nil {
 			return admin.User{}, err
 		}
-		if home.ID != u.Home {
+		if was, ok := n.state.Node(u.Home); home.ID != u.Home && ok && was.Member() {
 			return admin.User{}, admin.Errorf(admin.Usage, "user.move", "Moving a mailbox to another office is not possible yet: %s stays at %s.", u.Address, n.nodeName(u.Home))
+		}
+		if home.ID != u.Home { // what is there is lost: an empty mailbox
+			if _, err := n.propose(ctx, &domain.SetHome{User: u.ID, Home: home.ID, IfVersion: u.HomeVersion}); err != nil {
+				return admin.User{}, err
+			}
 		}
 	}
 	if r.Password != nil {

@@ -82,7 +82,9 @@ func (n *Node) offer() (o offers, err error) {
 // serveRelay answers the other nodes' relay streams.
 func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
 	return n.serveStreams(ctx, l, "relay", func(ctx context.Context, c *link.Conn) error {
-		if n.witness.suspect(c.Peer()) {
+		// Who has just joined knows no office yet: mail would be put off for the
+		// time that a deferral takes, while the stream is tried again at once.
+		if _, here := n.state.Node(n.id); !here || n.witness.suspect(c.Peer()) {
 			return c.Close()
 		}
 		return n.relay.Serve(ctx, c.Peer(), c)

@@ -42,6 +42,8 @@ const (
 	// before it opens its doors: three round trips of a slow line. It does not
 	// wait for the mesh: alone it opens them after that.
 	vetWait = 500 * time.Millisecond
+	// vetAgain is how often a peer that is behind is asked again.
+	vetAgain = 3 * time.Second
 	// logTold is how often the others are told of a log that has grown.
 	logTold = 10 * time.Second
 	// seenKept is how often that is written down.
@@ -239,7 +241,9 @@ func (w *witness) standing(id mesh.NodeID) ([]byte, error) {
 	return cbor.Marshal(a)
 }
 
-// vet asks each peer that comes up how this node stands with it.
+// vet asks each peer that comes up how this node stands with it. A peer that has
+// not heard of this node's incarnation speaks of the one before: it may run on an
+// older copy of its disk itself. It is asked again until it has caught up.
 func (n *Node) vet(ctx context.Context, up <-chan mesh.NodeID) error {
 	g := newGroup(func(error) {})
 	defer g.stop()
@@ -251,12 +255,24 @@ func (n *Node) vet(ctx context.Context, up <-chan mesh.NodeID) error {
 			return nil
 		}
 		g.run("vet", func(ctx context.Context) error {
-			if a, err := n.askStanding(ctx, id, 0); err == nil && a.Suspect {
-				n.reconcile(ctx, id, a)
-			} else if err == nil {
-				n.vettedOnce()
+			for {
+				a, err := n.askStanding(ctx, id, 0)
+				switch {
+				case err != nil:
+					return nil
+				case !a.Suspect:
+					n.vettedOnce()
+					return nil
+				case a.Incarnation >= n.witness.incarnation(n.id):
+					n.reconcile(ctx, id, a)
+					return nil
+				}
+				select {
+				case <-time.After(vetAgain):
+				case <-ctx.Done():
+					return nil
+				}
 			}
-			return nil
 		})
 	}
 }

@@ -129,7 +129,7 @@ func (n *Node) meshConditions(s *admin.Status, homeless []queue.DestRow) (out []
 	}
 	for _, r := range homeless {
 		name := n.nodeName(r.Key.Node)
-		add(health.Condition{Name: "home.revoked", About: name, Severity: health.Problem, Since: s.AsOf.Add(-r.Oldest), Text: fmt.Sprintf("Mail for %d recipients is held: their home %s was put out of the mesh.", r.Waiting, name), Next: "Give them another home: posthouse user."})
+		add(health.Condition{Name: "home.revoked", About: name, Severity: health.Problem, Since: s.AsOf.Add(-r.Oldest), Text: fmt.Sprintf("Mail for %d recipients is held: their home %s was put out of the mesh.", r.Waiting, name), Next: "Give them another home: posthouse mesh node NEW --replaces " + name + ", or posthouse user set."})
 	}
 	if n.refusedByAll() {
 		add(health.Condition{Name: "node.revoked", Severity: health.Problem, Since: s.AsOf, Text: "The other nodes refuse this one: it was put out of the mesh.", Next: revokedNext})

@@ -135,10 +135,22 @@ func (n *Node) home(ctx context.Context, m mesh.MailboxID) (bool, error) {
 		home, _, known := n.state.Home(m)
 		return !known || home == n.id, nil
 	}
-	if home, _, known := n.state.Home(m); !known || home != n.id {
+	home, version, known := n.state.Home(m)
+	if !known || home != n.id {
 		return false, nil
 	}
-	return true, n.store.Create(ctx, m)
+	return true, n.store.Create(ctx, m, n.epochs(version))
+}
+
+// epochs counts the epochs of UIDVALIDITY that may lie behind a mailbox which is
+// made now: it had other homes, and those may have been rolled back. Being put
+// out in the midst of a rollback may take one that is not counted: room for it.
+func (n *Node) epochs(version uint64) uint32 {
+	epochs := 4 * (version - 1)
+	for _, x := range n.state.Nodes() {
+		epochs += x.Incarnation
+	}
+	return uint32(epochs)
 }
 
 // makeMailboxes makes the mailboxes of all users who live here.

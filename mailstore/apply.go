@@ -112,7 +112,7 @@ func (mb *Mailbox) applyMade(r *mailboxRecord, res *result, b *batch) error {
 	if mb.there {
 		return nil
 	}
-	mb.there = true
+	mb.there, mb.base = true, r.Epoch
 	for _, n := range r.Subscribe {
 		mb.subscribed[n] = struct{}{}
 	}

@@ -23,7 +23,7 @@ func steps(w *world, t *testing.T) []func() error {
 		}
 	}
 	return []func() error{
-		func() error { return w.s.Create(ctx, boxID(1)) },
+		func() error { return w.s.Create(ctx, boxID(1), 0) },
 		deliver(id),
 		deliver(transport.MessageID{15: 10}),
 		deliver(id),

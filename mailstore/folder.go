@@ -60,7 +60,7 @@ type change struct {
 	uid UID
 }
 
-func (f *Folder) validity() uint32 { return f.id + f.mb.s.epoch.Load()*renewStep }
+func (f *Folder) validity() uint32 { return f.id + (f.mb.base+f.mb.s.epoch.Load())*renewStep }
 
 func (f *Folder) status() Status {
 	return Status{

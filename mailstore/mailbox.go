@@ -32,6 +32,7 @@ type Mailbox struct {
 	mu         sync.Mutex
 	there      bool
 	counter    uint32 // number of the newest folder; UIDVALIDITYs come from it
+	base       uint32 // epochs that lay behind it when it was made, beside the store's
 	subscribed map[string]struct{}
 	folders    map[uint32]*Folder
 	names      map[string]*Folder

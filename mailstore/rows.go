@@ -239,6 +239,7 @@ func (f *Folder) parse(row []byte) error {
 func (mb *Mailbox) row() []byte {
 	b := append(make([]byte, 0, 64), rowVersion)
 	b = binary.AppendUvarint(b, uint64(mb.counter))
+	b = binary.AppendUvarint(b, uint64(mb.base))
 	b = binary.AppendUvarint(b, uint64(len(mb.subscribed)))
 	for _, n := range sortedNames(mb.subscribed) {
 		b = appendString(b, n)
@@ -250,6 +251,7 @@ func (mb *Mailbox) parse(row []byte) error {
 	r := rowReader{b: row}
 	r.version()
 	mb.counter = uint32(r.uint())
+	mb.base = uint32(r.uint())
 	for n := r.uint(); n > 0 && !r.bad; n-- {
 		mb.subscribed[r.string()] = struct{}{}
 	}

@@ -115,8 +115,10 @@ func (s *Store) unless(ctx context.Context, t *journal.Ticket, undo func()) {
 }
 
 // Create makes a mailbox with INBOX, Drafts, Sent, Junk, Trash and Archive,
-// all subscribed. Making one that exists is harmless.
-func (s *Store) Create(ctx context.Context, id mesh.MailboxID) error {
+// all subscribed. Making one that exists is harmless. Its UIDVALIDITYs are of
+// the given epoch at least: a mailbox that lived elsewhere before, and was lost
+// there, has to be of a later one than it was.
+func (s *Store) Create(ctx context.Context, id mesh.MailboxID, epoch uint32) error {
 	if id.IsZero() {
 		return ErrNoMailbox
 	}
@@ -127,7 +129,10 @@ func (s *Store) Create(ctx context.Context, id mesh.MailboxID) error {
 	if mb.isThere() {
 		return nil
 	}
-	r := mailboxRecord{Version: recordVersion, Op: opCreate, Mailbox: id}
+	if err := s.loadEpoch(); err != nil {
+		return err
+	}
+	r := mailboxRecord{Version: recordVersion, Op: opCreate, Mailbox: id, Epoch: epoch - min(epoch, s.epoch.Load())}
 	for i, f := range standardFolders {
 		r.New = append(r.New, newFolder{ID: uint32(i + 1), Name: f.name, Use: f.use})
 		r.Subscribe = append(r.Subscribe, f.name)

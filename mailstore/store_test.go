@@ -58,7 +58,7 @@ func boxID(n byte) mesh.MailboxID { return mesh.MailboxID{0: n, 15: 1} }
 
 func (w *world) create(n byte) *mailstore.Mailbox {
 	w.t.Helper()
-	if err := w.s.Create(w.t.Context(), boxID(n)); err != nil {
+	if err := w.s.Create(w.t.Context(), boxID(n), 0); err != nil {
 		w.t.Fatal(err)
 	}
 	return w.box(n)
@@ -546,4 +546,35 @@ func TestAFolderMadeAgainHasAnotherUIDValidity(t *testing.T) {
 		t.Fatal("not renewed")
 	}
 	w.sameAfterReplay(1)
+}
+
+func TestAMailboxThatWasLostElsewhereHasALaterUIDValidity(t *testing.T) {
+	w := newWorld(t, mailstore.Options{})
+	validity := func(box byte) uint32 {
+		st, err := w.folder(box, "INBOX").Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.UIDValidity
+	}
+	w.create(1)
+	if err := w.s.Create(t.Context(), boxID(2), 3); err != nil {
+		t.Fatal(err)
+	}
+	if validity(2) <= validity(1)+2<<20 {
+		t.Errorf("three epochs lie between %d and %d", validity(1), validity(2))
+	}
+	before := validity(2)
+	if err := w.s.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if validity(2) <= before {
+		t.Errorf("renewed from %d to %d", before, validity(2))
+	}
+	before = validity(2)
+	w.crash(true)
+	if validity(2) != before {
+		t.Errorf("%d after a replay, %d before", validity(2), before)
+	}
+	w.sameAfterReplay(2)
 }

@@ -112,20 +112,18 @@ func (w *World) sample(length time.Duration) {
 	for {
 		var s record.Sample
 		for _, o := range w.Offices {
-			now := time.Now()
 			p := o.process()
 			if p == nil {
 				s.Queue, s.Oldest, s.Master, s.Term = append(s.Queue, -1), append(s.Oldest, 0), append(s.Master, ""), append(s.Term, 0)
 				continue
 			}
 			st := o.Status()
-			queue, oldest := st.QueueOutside+st.QueueHeld, int64(0)
+			queue, oldest := waiting(st), int64(0)
 			for _, m := range st.Members {
-				queue += m.Queue
 				oldest = max(oldest, m.Oldest)
 			}
-			if queue == 0 && o.process() == p {
-				o.emptied.Store(now.UnixNano())
+			if o.process() == p {
+				o.waits(queue)
 			}
 			s.Queue, s.Oldest, s.Master, s.Term = append(s.Queue, queue), append(s.Oldest, oldest), append(s.Master, st.Master), append(s.Term, st.Term)
 		}

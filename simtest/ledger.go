@@ -35,6 +35,8 @@ type Ledger struct {
 	whole    map[string]*process            // by office: who showed all of it
 	validity map[string]uint32
 	uidNext  map[string]imap.UID
+	losses   []loss
+	renewed  map[string]bool        // offices whose UIDVALIDITY must be another, and a larger one, when it is read next
 	shown    map[string][]time.Time // by office: when a reader saw that its INBOX had so many messages
 }
 
@@ -58,7 +60,7 @@ type trouble struct {
 }
 
 func newLedger(w *World) *Ledger {
-	return &Ledger{w: w, letters: map[string]map[imap.UID]Letter{}, whole: map[string]*process{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, shown: map[string][]time.Time{}}
+	return &Ledger{w: w, letters: map[string]map[imap.UID]Letter{}, whole: map[string]*process{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, renewed: map[string]bool{}, shown: map[string][]time.Time{}}
 }
 
 // Mail is mail that a scenario is about to send.
@@ -210,9 +212,16 @@ func (l *Ledger) see(o *Office, b *Box) {
 	}
 	l.w.checked(UIDsStand, 1)
 	l.w.checked(OneOutcome, 1)
-	if v, ok := l.validity[o.Name]; ok && v != b.UIDValidity {
+	v, ok := l.validity[o.Name]
+	switch {
+	case ok && l.renewed[o.Name] && b.UIDValidity <= v: // RFC 9051 section 2.3.1.1
+		bad(UIDsStand, "UIDVALIDITY was %d and is %d, though its UIDs were lost", v, b.UIDValidity)
+	case ok && l.renewed[o.Name]:
+		l.uidNext[o.Name] = 0
+	case ok && v != b.UIDValidity:
 		bad(UIDsStand, "UIDVALIDITY was %d and is %d", v, b.UIDValidity)
 	}
+	l.renewed[o.Name] = false
 	l.validity[o.Name] = b.UIDValidity
 	if l.letters[o.Name] == nil {
 		l.letters[o.Name] = map[imap.UID]Letter{}
@@ -251,13 +260,6 @@ func isTest(subject string) bool {
 	var c, i int
 	n, err := fmt.Sscanf(subject, "c%d-%d", &c, &i)
 	return n == 2 && err == nil
-}
-
-// excused reports whether an accepted message may be gone: its node burnt or was
-// revoked while it may still have held it. Called with l.mu held.
-func (l *Ledger) excused(a *attempt) bool {
-	o := l.w.Office(a.at)
-	return o.lost.Load() && a.when.UnixNano() > o.emptied.Load()-int64(time.Second)
 }
 
 // officeOf is the office whose user has this address; nil outside.
@@ -320,16 +322,17 @@ func (l *Ledger) Check() {
 		case a.answer == 0:
 			want = [2]int{0, 1}
 		}
-		if l.excused(a) {
-			want[0] = 0
-		}
 		to := []string{a.to}
 		if a.to == everybody {
 			to = w.founders
 		}
 		for _, r := range to {
+			least := want[0]
+			if l.excused(a, r) {
+				least = 0
+			}
 			x := expected[delivery{a.subject, r}]
-			expected[delivery{a.subject, r}] = [2]int{max(x[0], want[0]), max(x[1], want[1])}
+			expected[delivery{a.subject, r}] = [2]int{max(x[0], least), max(x[1], want[1])}
 		}
 	}
 	var lost []string
@@ -370,7 +373,7 @@ func (l *Ledger) Check() {
 	}
 	l.keepDeliveries(count, place)
 	// Order: a client's messages to one recipient, as it had them accepted.
-	last := map[[2]string]int{}
+	last := map[[2]string]*attempt{}
 	for _, a := range l.attempts {
 		for user := range boxes {
 			d := delivery{a.subject, user}
@@ -378,14 +381,18 @@ func (l *Ledger) Check() {
 				continue
 			}
 			k := [2]string{a.client, user}
-			p, ok := last[k]
-			if ok {
-				w.checked(OrderIsKept, 1)
+			before := last[k]
+			if before == nil {
+				last[k] = a
+				continue
 			}
-			if ok && place[d] < p {
-				w.violation(OrderIsKept, "%s came to %s before one of its sender that was accepted earlier", a.subject, user)
+			w.checked(OrderIsKept, 1)
+			if place[d] >= place[delivery{before.subject, user}] {
+				last[k] = a
+				continue
 			}
-			last[k] = max(last[k], place[d])
+			since := func(t time.Time) time.Duration { return t.Sub(w.began).Round(time.Millisecond) }
+			w.violation(OrderIsKept, "%s (accepted by %s at %v) came to %s before %s (accepted at %v)", a.subject, a.at, since(a.after), user, before.subject, since(before.after))
 		}
 	}
 }
@@ -396,7 +403,7 @@ func (l *Ledger) keepDeliveries(count, place map[delivery]int) {
 	for _, a := range l.attempts {
 		o := l.w.officeOf(a.to)
 		d := delivery{a.subject, a.to}
-		if o == nil || a.probe || a.answer != 250 || count[d] == 0 || place[d] >= len(l.shown[o.Name]) {
+		if o == nil || a.probe || a.answer != 250 || l.lostSince(o, a.when) || count[d] == 0 || place[d] >= len(l.shown[o.Name]) {
 			continue
 		}
 		l.w.keeper.Seen(a.at, o.Name, a.after, l.shown[o.Name][place[d]])
@@ -447,7 +454,7 @@ func (l *Ledger) Counts() (m record.Mail) {
 			m.Taken++
 			to := l.w.officeOf(a.to)
 			switch {
-			case to != nil && to.lost.Load() || l.excused(a):
+			case to != nil && to.lost.Load() || l.excused(a, a.to):
 				m.Excused++
 			case to == nil && a.to != everybody:
 				m.Outside++

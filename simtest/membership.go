@@ -19,6 +19,7 @@ func (w *World) Burn(office string) {
 	o := w.Office(office)
 	o.PowerCut(simfs.LoseAll, DropView)
 	w.note("%s burns down", office)
+	w.ledger.leaves(o, time.Time{}, nil)
 	o.keepState(record.Burnt)
 	o.lost.Store(true)
 	o.burnt.Store(true)
@@ -34,15 +35,17 @@ func (w *World) Revoke(office string) (knew []string, err error) {
 		if by == o || p == nil {
 			continue
 		}
+		o.lost.Store(true) // it may hear of it before this is answered
 		ctx, cancel := context.WithTimeout(Ctx(), 20*time.Second)
 		err = p.node.RevokeNode(ctx, office)
 		cancel()
 		if err != nil {
+			o.lost.Store(false)
 			continue
 		}
 		w.note("%s is revoked, at %s", office, by.Name)
-		o.keepState(record.Revoked)
-		o.lost.Store(true)
+		w.ledger.leaves(o, time.Time{}, nil)
+		w.keeper.State(office, record.Revoked)
 		o.apart.Store(true)
 		for _, k := range w.component(by) {
 			knew = append(knew, k.Name)
@@ -95,22 +98,24 @@ func (w *World) Join(office, at string, limit time.Duration) error {
 	return nil
 }
 
-// Promote lets an office take the lead without a majority, and returns the
-// generation that begins with it.
-func (w *World) Promote(office string) (uint64, error) {
+// Promote lets an office take the lead without a majority. Those named in forget
+// do not come back.
+func (w *World) Promote(office string, forget ...string) error {
 	p := w.Office(office).process()
 	if p == nil {
-		return 0, fmt.Errorf("promote: %s is down", office)
+		return fmt.Errorf("promote: %s is down", office)
 	}
-	r, err := p.node.Promote(Ctx(), admin.PromoteRequest{Confirm: true})
+	w.promoting.Store(true)
+	r, err := p.node.Promote(Ctx(), admin.PromoteRequest{Confirm: true, Forget: forget})
 	if err == nil && !r.Done {
 		err = fmt.Errorf("promote: not done")
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
+	w.promoted.Store(r.Generation)
 	w.note("%s is promoted: generation %d", office, r.Generation)
-	return r.Generation, nil
+	return nil
 }
 
 // out is a node that was revoked, and how it was shortly after.
@@ -140,6 +145,10 @@ func (x *player) join(o *Office, at ...string) {
 
 func (x *player) revoke(o *Office) {
 	w := x.w
+	defer w.decide()()
+	if o.apart.Load() {
+		return
+	}
 	var u *out
 	_, ok := w.within(x.r.Plan.Length+5*time.Minute, func() bool {
 		knew, err := w.Revoke(o.Name)
@@ -160,42 +169,33 @@ func (x *player) revoke(o *Office) {
 	x.outs = append(x.outs, u)
 }
 
-func (x *player) promote(o *Office) {
-	var generation uint64
-	_, ok := x.w.within(5*time.Minute, func() (done bool) {
-		if o.Status().Master != "" {
-			return false // as the page says: only when nobody leads
-		}
-		var err error
-		generation, err = x.w.Promote(o.Name)
-		return err == nil
+// promote has an office's admin wait until nobody leads, for so long, and take
+// the lead then, as the page says.
+func (x *player) promote(o *Office, patience time.Duration, forget ...string) (done bool) {
+	_, done = x.w.within(patience, func() bool {
+		s := o.Status()
+		return s.State == string(mesh.Serving) && s.Master == "" && x.w.Promote(o.Name, forget...) == nil
 	})
-	if !ok {
-		x.w.violation(MeshRules, "%s could not be promoted", o.Name)
-		return
-	}
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	x.promoted = generation
-	clear(x.writes) // of the lineage before: some of them may be lost, and are listed for people
+	return done
 }
 
-// promoting reports whether an office was promoted: then each side may write.
-func (x *player) promoting() bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	return x.promoted > 0
+// mustPromote is promote where nothing else helps.
+func (x *player) mustPromote(o *Office, forget ...string) {
+	if !x.promote(o, x.r.Plan.Length+5*time.Minute, forget...) {
+		x.w.violation(MeshRules, "%s could not be promoted", o.Name)
+	}
 }
 
 // checkLineage checks that all follow who was promoted.
 func (x *player) checkLineage() {
-	if !x.promoting() {
+	want := x.w.promoted.Load()
+	if want == 0 {
 		return
 	}
 	for _, o := range x.w.belonging() {
 		x.w.checked(MeshRules, 1)
-		if g := o.Status().Generation; g < x.promoted {
-			x.w.violation(MeshRules, "%s is of generation %d, another office was promoted to %d", o.Name, g, x.promoted)
+		if g := o.Status().Generation; g < want {
+			x.w.violation(MeshRules, "%s is of generation %d, another office was promoted to %d", o.Name, g, want)
 		}
 	}
 }

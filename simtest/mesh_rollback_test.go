@@ -2,59 +2,28 @@ package simtest
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 
-	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log/simfs"
-	"posthouse/mesh/election"
 )
 
-// image is a copy of all of a stopped office's disk.
-type image struct {
-	disk  *simfs.FS
-	votes *election.MemStorage
-	files map[string][]byte
-}
-
-func (o *Office) image(t *testing.T) image {
+// image copies a stopped office's disk.
+func (o *Office) image(t *testing.T) *image {
 	t.Helper()
-	votes, err := o.votes.Copy()
+	i, err := o.copy()
 	if err != nil {
 		t.Fatal(err)
-	}
-	i := image{o.disk().Copy(), votes, map[string][]byte{}}
-	names, err := os.ReadDir(o.cfg.Data)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, f := range names {
-		if f.IsDir() {
-			continue
-		}
-		if i.files[f.Name()], err = os.ReadFile(filepath.Join(o.cfg.Data, f.Name())); err != nil {
-			t.Fatal(err)
-		}
 	}
 	return i
 }
 
-func (o *Office) restore(t *testing.T, i image) {
+// restore puts a copy in place of a stopped office's disk.
+func (o *Office) restore(t *testing.T, i *image) {
 	t.Helper()
 	o.w.note("%s is restored from an image", o.Name)
-	votes, err := i.votes.Copy()
-	if err != nil {
+	if err := o.put(i); err != nil {
 		t.Fatal(err)
-	}
-	o.votes, o.view = votes, &kv.Memory{} // without a view: it is made anew from the log
-	o.view.KeepHistory()
-	o.setDisk(i.disk.Copy().After(simfs.KeepAll, 0))
-	for name, b := range i.files {
-		if err := os.WriteFile(filepath.Join(o.cfg.Data, name), b, 0o600); err != nil {
-			t.Fatal(err)
-		}
 	}
 }
 

@@ -54,9 +54,14 @@ type Office struct {
 	full     atomic.Bool
 	apart    atomic.Bool // not a member: has not joined yet, is burnt or revoked
 	burnt    atomic.Bool
-	lost     atomic.Bool  // burnt or revoked: what it had taken and not handed on is not looked for
+	lost     atomic.Bool  // burnt or revoked
 	emptied  atomic.Int64 // when nothing was seen to wait here last, Unix nanoseconds
 	memory   memory
+
+	hands      chan struct{} // held by whoever starts the node, or works on its disk
+	kept       *image        // of its disk; nil: none
+	rolledBack atomic.Bool   // it was restored from an image
+	gateway    bool          // may send mail to the outside by itself
 
 	mu     sync.Mutex // guards run
 	run    *process   // nil: down
@@ -79,7 +84,7 @@ type process struct {
 func newOffice(w *World, name string, addr netip.Addr, cfg *config.Config) *Office {
 	view := &kv.Memory{}
 	view.KeepHistory()
-	o := &Office{w: w, Name: name, Addr: addr, cfg: cfg, view: view, votes: election.NewMemStorage(), logs: &ring{w: w, name: name}}
+	o := &Office{w: w, Name: name, Addr: addr, cfg: cfg, view: view, votes: election.NewMemStorage(), logs: &ring{w: w, name: name}, hands: make(chan struct{}, 1)}
 	o.setDisk(simfs.New())
 	return o
 }
@@ -122,6 +127,13 @@ func (o *Office) process() *process {
 // before is waited for.
 func (o *Office) Start() {
 	o.w.tb.Helper()
+	unlock := o.lock()
+	defer unlock()
+	o.start()
+}
+
+// start is Start for who holds the office's hands.
+func (o *Office) start() {
 	o.bury()
 	o.mu.Lock()
 	if o.run != nil || o.burnt.Load() {

@@ -54,7 +54,11 @@ const (
 	EvJoin        Kind = "join"     // F19: A, which was apart, joins the mesh with a token, at B or at the founder
 	EvRevoke      Kind = "revoke"   // F19: A is put out of the mesh; it goes on running
 	EvBurn        Kind = "burn"     // F15: A loses power and everything it kept, for ever
-	EvPromote     Kind = "promote"  // F18: A takes the lead without a majority
+	EvPromote     Kind = "promote"  // F18: A takes the lead without a majority; Way "perhaps": if it has no master soon
+
+	EvImage    Kind = "image"     // A is stopped for a moment, and its disk copied
+	EvRestore  Kind = "restore"   // F15: A is powered off and comes back with that copy
+	EvLoseDisk Kind = "lose-disk" // F15: A's disk is gone; after Span a new node of its name joins and replaces it
 )
 
 // Event is one thing that happens.
@@ -104,10 +108,14 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 	if nodes == 0 {
 		nodes = []int{3, 5, 3, 5, 2}[seed%5]
 	}
-	return NewPlan(seed, nodes, length)
+	p := NewPlan(seed, nodes, length)
+	p.members(rand.New(rand.NewPCG(seed, 5)))
+	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
+	return p
 }
 
-// NewPlan derives the scenario of a seed. Each concern has a generator of its
+// NewPlan derives the scenario of a seed, as far as it goes that seeds were kept
+// of: faults that came later are RandomPlan's. Each concern has a generator of its
 // own, so that a change in one leaves the others' choices alone.
 func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 	gen := func(concern uint64) *rand.Rand { return rand.New(rand.NewPCG(seed, concern)) }
@@ -278,4 +286,52 @@ func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 	}
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
 	return p
+}
+
+// members adds what happens to members for good: disks that are lost or become
+// older ones, a node that is revoked, an office that a person promotes. Too many
+// of them at once leave nobody who could say what holds, in life as here.
+func (p *Plan) members(r *rand.Rand) {
+	some := func() []string { return []string{p.Offices[r.IntN(len(p.Offices))]} }
+	at := func(from, to time.Duration) time.Duration { // shares of the length, in per cent
+		return (p.Length*from/100 + time.Duration(r.Int64N(int64(p.Length*(to-from)/100)))).Round(time.Millisecond)
+	}
+	add := func(at time.Duration, e Event) {
+		e.At = at
+		p.Events = append(p.Events, e)
+		if !slices.Contains(p.Kinds, e.Do) {
+			p.Kinds = append(p.Kinds, e.Do)
+		}
+	}
+	budget := map[bool]int{true: 1, false: 2}[len(p.Offices) < 5]
+	if r.IntN(4) == 0 { // alone: two lineages are enough
+		n := some()
+		var others []string
+		for _, o := range p.Offices {
+			if o != n[0] {
+				others = append(others, o)
+			}
+		}
+		t, d := at(5, 60), 40*time.Second+at(0, 20)
+		add(t, Event{Do: EvCut, A: n, B: others, Way: "both"})
+		add(min(t+20*time.Second, p.Length), Event{Do: EvPromote, A: n, Way: "perhaps"})
+		add(min(t+d, p.Length), Event{Do: EvHeal, A: n, B: others})
+		return
+	}
+	if r.IntN(4) == 0 && budget > 0 {
+		n := some()
+		budget--
+		add(at(0, 50), Event{Do: EvImage, A: n})
+		add(at(60, 95), Event{Do: EvRestore, A: n})
+	}
+	if r.IntN(4) == 0 && budget > 0 {
+		budget--
+		add(at(5, 80), Event{Do: EvLoseDisk, A: some(), Span: at(0, 15)})
+	}
+	if r.IntN(4) == 0 && budget > 0 && len(p.Offices) > 2 {
+		n := some()
+		if n[0] != p.Offices[0] || len(p.Gateways) > 0 { // somebody is left who may send to the outside
+			add(at(20, 80), Event{Do: EvRevoke, A: n})
+		}
+	}
 }

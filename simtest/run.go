@@ -62,7 +62,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 			w.Office(n).apart.Store(true)
 		}
 		began := time.Now()
-		(&player{w: w, r: &r, writes: map[string]bool{}}).play()
+		(&player{w: w, r: &r, writes: map[string]uint64{}}).play()
 		r.Virtual = time.Since(began)
 		r.Mail = w.ledger.Counts()
 		if len(w.wrong) > 0 {
@@ -119,13 +119,12 @@ type player struct {
 	r  *Result
 	wg sync.WaitGroup // of load and faults in hand
 
-	mu       sync.Mutex
-	writes   map[string]bool      // aliases whose making was answered with success
-	terms    map[[2]uint64]string // by generation and term
-	promoted uint64               // the generation that a promote made last
-	outs     []*out               // who was revoked
-	masked   map[string]time.Time // offices with trouble of their own: until when local mail may be late
-	before   level                // what the nodes had in hand before the first fault
+	mu     sync.Mutex
+	writes map[string]uint64    // aliases whose making was answered with success, by the generation that began with it
+	terms  map[[2]uint64]string // by generation and term
+	outs   []*out               // who was revoked
+	masked map[string]time.Time // offices with trouble of their own: until when local mail may be late
+	before level                // what the nodes had in hand before the first fault
 }
 
 func (x *player) play() {
@@ -137,6 +136,7 @@ func (x *player) play() {
 		if err := first.Ops().ChangeNode(Ctx(), admin.NodeChange{Name: n, Gateway: new(true)}); err != nil {
 			w.tb.Fatal(err)
 		}
+		w.Office(n).gateway = true
 	}
 	w.Until("all copies of the domain state are equal", 10*time.Second, w.Equal)
 	x.before = w.level()
@@ -285,7 +285,20 @@ func (x *player) do(e Event) {
 	case EvBurn:
 		x.run(e.Do, func() { w.Burn(o.Name) })
 	case EvPromote:
-		x.run(e.Do, func() { x.promote(o) })
+		x.run(e.Do, func() {
+			defer w.decide()()
+			if e.Way != "perhaps" {
+				x.mustPromote(o)
+			} else if !x.promote(o, time.Minute) {
+				w.note("%s has a master: nobody promotes it", o.Name)
+			}
+		})
+	case EvImage:
+		x.run(e.Do, func() { x.image(o) })
+	case EvRestore:
+		x.run(e.Do, func() { x.restore(o) })
+	case EvLoseDisk:
+		x.run(e.Do, func() { x.loseDisk(o, e.Span) })
 	}
 }
 
@@ -351,8 +364,9 @@ func (x *player) write(o *Office, alias string) {
 	w := x.w
 	quorum := func() bool {
 		n := len(w.belonging())
-		return len(w.component(o)) > n/2 || n == 2 || x.promoting()
+		return n < 3 || len(w.component(o)) > min(n-(n+1)%2, 5)/2 || w.promoting.Load() // of four, three vote
 	}
+	generation := o.Status().Generation
 	ctx, cancel := context.WithTimeout(Ctx(), 30*time.Second)
 	defer cancel()
 	could := quorum()
@@ -379,7 +393,7 @@ func (x *player) write(o *Office, alias string) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.writes[alias] = true
+	x.writes[alias] = generation
 }
 
 // watch looks at all nodes every few seconds: masters, and now and then INBOXes.
@@ -392,7 +406,11 @@ func (x *player) watch(stop chan struct{}) {
 		case <-time.After(5 * time.Second):
 		}
 		for _, o := range x.w.Offices {
-			if s := o.Status(); s.Master == o.Name && s.Master != "" {
+			p, s := o.process(), o.Status()
+			if p != nil && o.process() == p {
+				o.waits(waiting(s))
+			}
+			if s.Master == o.Name && s.Master != "" {
 				x.leads(o.Name, s.Generation, s.Term)
 			}
 		}
@@ -484,7 +502,10 @@ func (x *player) quiet() {
 		for _, a := range aliases {
 			there[a.Address] = true
 		}
-		for a := range x.writes {
+		for a, generation := range x.writes {
+			if generation < w.promoted.Load() {
+				continue // of a lineage that ended: it may be lost, and is listed for people
+			}
 			w.checked(OneMaster, 1)
 			if !there[a] {
 				w.violation(OneMaster, "%s does not know %s, whose making was answered", o.Name, a)
@@ -513,7 +534,7 @@ func (x *player) quiet() {
 		w.violation(HealsInTime, "mail still waits %v after all is well", time.Since(began))
 	}
 	for _, o := range w.belonging() {
-		if n := o.Status().QueueHeld; n > 0 && len(x.outs) == 0 { // what is for a revoked node's people is held
+		if n := o.Status().QueueHeld; n > 0 && len(x.outs) == 0 && !o.rolledBack.Load() { // for a revoked node's people, or perhaps sent before
 			w.violation(HealsInTime, "%s holds %d recipients' mail", o.Name, n)
 		}
 	}

@@ -13,17 +13,23 @@ import (
 // tells it, all is healed and started, and what must hold at quiet is checked.
 func tale(t *testing.T, offices int, tell func(w *World)) {
 	t.Helper()
+	played(t, offices, func(x *player) { tell(x.w) })
+}
+
+// played is tale for a story that has people do what takes several steps.
+func played(t *testing.T, offices int, tell func(x *player)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		began := time.Now()
 		w := NewWorld(t, officeNames[:offices]...)
 		x := &player{w: w, r: &Result{Plan: Plan{Offices: officeNames[:offices], Length: time.Hour}, Faults: map[Kind]int{}},
-			writes: map[string]bool{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
+			writes: map[string]uint64{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
 		w.Found()
 		x.before = w.level()
 		stop, done := make(chan struct{}), make(chan struct{})
 		go func() { defer close(done); x.watch(stop) }()
 		w.note("the story begins")
-		tell(w)
+		tell(x)
 		x.calm()
 		close(stop)
 		<-done
@@ -91,10 +97,10 @@ func TestSplitInHalves(t *testing.T) {
 	tale(t, 5, func(w *World) {
 		w.Cut("hq", "plzen").FromAll()
 		time.Sleep(30 * time.Second)
-		x := &player{w: w, writes: map[string]bool{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
+		x := &player{w: w, writes: map[string]uint64{}, terms: map[[2]uint64]string{}, masked: map[string]time.Time{}}
 		x.write(w.Office("hq"), "lost@"+Domain)   // must fail: watched by write itself
 		x.write(w.Office("brno"), "kept@"+Domain) // must succeed
-		if x.writes["lost@"+Domain] || !x.writes["kept@"+Domain] {
+		if x.writes["lost@"+Domain] > 0 || x.writes["kept@"+Domain] == 0 {
 			t.Errorf("in the split %v were written", x.writes)
 		}
 		for _, o := range w.Offices {
@@ -284,6 +290,8 @@ var found = []struct {
 
 func TestWhatRandomScenariosFound(t *testing.T) {
 	for _, f := range found {
-		t.Run(fmt.Sprint(f.seed), func(t *testing.T) { report(t, Run(t, NewPlan(f.seed, f.nodes, f.length), Watcher{})) })
+		t.Run(fmt.Sprint(f.seed), func(t *testing.T) {
+			report(t, Run(t, NewPlan(f.seed, f.nodes, f.length), Watcher{}))
+		})
 	}
 }

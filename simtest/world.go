@@ -41,18 +41,21 @@ type World struct {
 	qualities map[[2]netip.Addr]*quality // what a line is on a good day; absent: World.Latency alone
 	dice      *mathrand.Rand
 	simnet.PerfectRouter
-	tcp      map[string]*bufpipe.Listener // by "address:port" or socket path
-	conns    map[*conn]bool
-	served   map[*served]bool
-	story    []string // what was done and what went wrong, for people
-	trace    io.Writer
-	began    time.Time
-	wrong    []string // violations that watchers saw
-	checks   [1 + invariants]int
-	broken   [1 + invariants]int
-	keeper   *record.Keeper
-	token    string   // lets offices join for a month
-	founders []string // the members of the group of everybody
+	tcp       map[string]*bufpipe.Listener // by "address:port" or socket path
+	conns     map[*conn]bool
+	served    map[*served]bool
+	story     []string // what was done and what went wrong, for people
+	trace     io.Writer
+	began     time.Time
+	wrong     []string // violations that watchers saw
+	checks    [1 + invariants]int
+	broken    [1 + invariants]int
+	keeper    *record.Keeper
+	token     string        // lets offices join for a month
+	founders  []string      // the members of the group of everybody
+	promoted  atomic.Uint64 // the generation that a promote made last
+	promoting atomic.Bool   // somebody tried: each side may write from then on
+	deciding  chan struct{} // held by the one person who changes who is a member, or an office's disk
 
 	ledger  *Ledger
 	clock   func(time.Duration)
@@ -64,7 +67,7 @@ type World struct {
 
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
-	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), dice: mathrand.New(mathrand.NewPCG(1, 1)),
+	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), deciding: make(chan struct{}, 1), dice: mathrand.New(mathrand.NewPCG(1, 1)),
 		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, served: map[*served]bool{}, began: time.Now()}
 	w.Outside = newOutside(w)
 	w.ledger = newLedger(w)
@@ -111,6 +114,13 @@ func (w *World) Names() []string {
 		out[i] = o.Name
 	}
 	return out
+}
+
+// decide lets one person decide about members and disks at a time, until the
+// function that it returns is called.
+func (w *World) decide() (done func()) {
+	w.deciding <- struct{}{}
+	return func() { <-w.deciding }
 }
 
 // note writes a line of the story.
@@ -200,6 +210,7 @@ func (w *World) Found() {
 		return true
 	})
 	first := w.Offices[0]
+	first.gateway = true
 	if _, err := first.Ops().Init(Ctx(), admin.InitRequest{Domain: Domain, AdminName: "admin", AdminPassword: "secret"}); err != nil {
 		w.tb.Fatal(err)
 	}

@@ -112,9 +112,11 @@ type User struct {
 
 // UserChange makes or changes a user. Nil fields stay as they are.
 type UserChange struct {
-	Address  string  `json:"address"`
-	Name     *string `json:"name,omitempty"`
-	Home     *string `json:"home,omitempty"` // node name; default: the node that is asked
+	Address string  `json:"address"`
+	Name    *string `json:"name,omitempty"`
+	// Home is a node's name; by default the node that is asked. It changes only
+	// when the home that was is no member any more.
+	Home     *string `json:"home,omitempty"`
 	Password *string `json:"password,omitempty"`
 	Admin    *bool   `json:"admin,omitempty"`
 }
@@ -200,6 +202,10 @@ type NodeChange struct {
 	Voter    *bool  `json:"voter,omitempty"`
 	Gateway  *bool  `json:"gateway,omitempty"`
 	Priority *int   `json:"priority,omitempty"`
+	// Replaces is the name of a node that was put out of the mesh, perhaps the
+	// same: its people, and the mail that waits for them, get their home at this
+	// one, with empty mailboxes.
+	Replaces string `json:"replaces,omitempty"`
 }
 
 // Settings are the values of the whole mesh.

@@ -121,9 +121,14 @@ whole domain.`, `  posthouse mesh pending
 can open all secrets of the mesh; with --voter=false they are sealed anew
 without it. What it has seen it may know: if that worries you, change the
 passwords. A gateway has an MX record and sends mail to the Internet. Of the nodes that may
-be master, the one with the highest priority leads when it can.`, `  posthouse mesh node praha --gateway
+be master, the one with the highest priority leads when it can.
+
+When an office's disk is lost, revoke its node, let the new one join, and give
+it the people of the lost one with --replaces: they get empty mailboxes there,
+and the mail that the other offices hold for them.`, `  posthouse mesh node praha --gateway
   posthouse mesh node plzen --voter=false
-  posthouse mesh node hq --priority 100`},
+  posthouse mesh node hq --priority 100
+  posthouse mesh node plzen --replaces plzen`},
 	"posthouse mesh transfer": {`Hands leadership to another node now, such as before maintenance. A node of
 higher priority takes it back when it has been there for a while.`, `  posthouse mesh transfer praha`},
 	"posthouse mesh revoke": {`Puts a node out of the mesh at once: every other node ends its connections and

@@ -327,9 +327,10 @@ func (a *app) nodeSwitches() *cobra.Command {
 	var (
 		voter, gateway bool
 		priority       int
+		replaces       string
 	)
-	c := &cobra.Command{Use: "node NAME", Short: "Change a node's switches: voter, gateway, priority", Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
-		r := admin.NodeChange{Name: args[0]}
+	c := &cobra.Command{Use: "node NAME", Short: "Change a node's switches, or let it replace a lost one", Args: usage(cobra.ExactArgs(1)), RunE: a.on(func(c *cobra.Command, n admin.Operations, args []string) error {
+		r := admin.NodeChange{Name: args[0], Replaces: replaces}
 		if c.Flags().Changed("voter") {
 			r.Voter = &voter
 		}
@@ -339,8 +340,8 @@ func (a *app) nodeSwitches() *cobra.Command {
 		if c.Flags().Changed("priority") {
 			r.Priority = &priority
 		}
-		if r.Voter == nil && r.Gateway == nil && r.Priority == nil {
-			return &ExitError{exUsage, errors.New("nothing to change; give --voter, --gateway or --priority\nMore about it: posthouse mesh node --help")}
+		if r.Voter == nil && r.Gateway == nil && r.Priority == nil && replaces == "" {
+			return &ExitError{exUsage, errors.New("nothing to change; give --voter, --gateway, --priority or --replaces\nMore about it: posthouse mesh node --help")}
 		}
 		if err := n.ChangeNode(c.Context(), r); err != nil {
 			return err
@@ -351,6 +352,7 @@ func (a *app) nodeSwitches() *cobra.Command {
 	c.Flags().BoolVar(&voter, "voter", true, "may hold the election")
 	c.Flags().BoolVar(&gateway, "gateway", false, "has an MX record and sends to the Internet")
 	c.Flags().IntVar(&priority, "priority", 0, "the highest leads when it can")
+	c.Flags().StringVar(&replaces, "replaces", "", "a node that was revoked, perhaps of the same name: its people get empty mailboxes here")
 	return c
 }
 

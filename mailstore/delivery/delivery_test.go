@@ -123,7 +123,7 @@ func setUp(t *testing.T, opt mailstore.Options, boxes ...byte) (*accepts, *mails
 		t.Fatal(err)
 	}
 	for _, b := range boxes {
-		if err := s.Create(t.Context(), mesh.MailboxID{0: b}); err != nil {
+		if err := s.Create(t.Context(), mesh.MailboxID{0: b}, 0); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -285,7 +285,7 @@ func BenchmarkCarry4KiB(b *testing.B) {
 		b.Fatal(err)
 	}
 	for n := range 32 {
-		if err := s.Create(context.Background(), mesh.MailboxID{0: byte(n + 1)}); err != nil {
+		if err := s.Create(context.Background(), mesh.MailboxID{0: byte(n + 1)}, 0); err != nil {
 			b.Fatal(err)
 		}
 	}

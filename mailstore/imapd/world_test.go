@@ -48,7 +48,7 @@ func newWorld(t testing.TB, cfg Config) *world {
 		t.Fatal(err)
 	}
 	for u := range users {
-		if err := w.store.Create(ctx, boxID(u)); err != nil {
+		if err := w.store.Create(ctx, boxID(u), 0); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -370,24 +370,38 @@ func (r *Rule) hold(id mesh.NodeID) time.Duration {
 }
 
 // before returns what has to be done before the vote of id can be taken: a
-// silent voter whose vote would leave the rest without a majority.
-func before(now time.Time, f Facts, id mesh.NodeID, deadFor time.Duration) (Effect, bool) {
-	s := newView(now, deadFor, f)
-	rest, live := 0, 0
-	var silent *standing
-	for _, n := range s.all {
+// silent voter whose vote would leave the rest without a majority loses its own.
+// Only who answered since a time counts as live. Each change has to be committed
+// by those who vote after it; where they could not, the effect is to do nothing.
+func before(since time.Time, f Facts, id mesh.NodeID) (Effect, bool) {
+	answered := map[mesh.NodeID]bool{f.Self: true}
+	for _, c := range f.Contacts {
+		answered[c.ID] = answered[c.ID] || !c.Last.Before(since)
+	}
+	rest, live, votes := 0, 0, 0 // of the voters without id; id's own vote
+	var silent mesh.NodeID
+	for _, n := range f.Servers {
 		switch {
-		case !n.votes || n.ID == id:
+		case !n.Voter:
 			continue
-		case n.live:
+		case n.ID == id:
+			votes = 1
+			continue
+		case answered[n.ID]:
 			live++
 		default:
-			silent = n
+			silent = n.ID
 		}
 		rest++
 	}
-	if silent == nil || live > rest/2 {
+	if votes == 0 || live > rest/2 {
 		return Effect{}, false
 	}
-	return Effect{Demoted, silent.ID, "it is silent, and its vote is needed"}, true
+	if answered[id] {
+		live++
+	}
+	if silent == 0 || live <= (rest-1+votes)/2 {
+		return Effect{}, true
+	}
+	return Effect{Demoted, silent, "it is silent, and its vote is needed"}, true
 }

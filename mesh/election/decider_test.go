@@ -220,3 +220,29 @@ func TestAFenceLetsOnlyTheNewestMasterPass(t *testing.T) {
 		t.Errorf("kept %v", kept)
 	}
 }
+
+func TestWhatIsDoneBeforeAVoteIsTaken(t *testing.T) {
+	for _, c := range []struct{ name, facts, want string }{
+		{"the rest is a majority", "1*v 2v 3v", ""},
+		{"so it is without the one that is to go", "1*v 2v- 3v", ""},
+		{"a silent one would be missed: its vote goes first", "1*v 2v 3v-", "demote 3"},
+		{"no vote, nothing to do", "1*v 2 3v 4v-", ""},
+		{"nobody answers: a change could not be committed", "1*v 2v- 3v-", "nothing"},
+		{"two of five silent", "1*v 2v 3v 4v- 5v-", "demote 5"},
+		{"and the one that is to go as well", "1*v 2v- 3v 4v 5v-", ""},
+		{"three of five silent with it", "1*v 2v- 3v 4v- 5v-", "nothing"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			now := time.Unix(1_000_000, 0)
+			got := ""
+			if x, ok := before(now, sketch(c.facts, now, time.Second, time.Minute), 2); ok && x.Action == 0 {
+				got = "nothing"
+			} else if ok {
+				got = fmt.Sprintf("%s %d", x.Action, x.Node)
+			}
+			if got != c.want {
+				t.Errorf("%s: %q, want %q", c.facts, got, c.want)
+			}
+		})
+	}
+}

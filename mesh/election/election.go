@@ -336,25 +336,26 @@ func (e *Election) poll(ctx context.Context, wg *sync.WaitGroup) {
 		return
 	}
 	e.polling = true
-	var ids []mesh.NodeID
-	for _, m := range e.d.Members() {
-		if m.ID != e.cfg.Self {
-			ids = append(ids, m.ID)
-		}
-	}
 	wg.Go(func() {
 		l.makeReady()
-		cs := make([]Contact, len(ids))
-		var asks sync.WaitGroup
-		for i, id := range ids {
-			asks.Go(func() { cs[i] = e.ask(ctx, id, l) })
-		}
-		asks.Wait()
 		select {
-		case e.polled <- cs:
+		case e.polled <- e.askAll(ctx, l):
 		case <-ctx.Done():
 		}
 	})
+}
+
+// askAll asks all members how far they are.
+func (e *Election) askAll(ctx context.Context, l *life) []Contact {
+	members := e.d.Members()
+	members = slices.DeleteFunc(slices.Clone(members), func(m Member) bool { return m.ID == e.cfg.Self })
+	cs := make([]Contact, len(members))
+	var asks sync.WaitGroup
+	for i, m := range members {
+		asks.Go(func() { cs[i] = e.ask(ctx, m.ID, l) })
+	}
+	asks.Wait()
+	return cs
 }
 
 func (e *Election) heard(cs []Contact) {
@@ -440,9 +441,17 @@ func (e *Election) facts(l *life) (Facts, bool) {
 // master does it, so call it where State.Master is this node, or it returns
 // ErrNotMaster. Where the
 // voters left would be no majority without it, silent ones lose their vote
-// first. The node stays out while this node leads.
+// first. All are asked now: a master that leads since a moment knows nothing of
+// the others yet, and a vote taken from one that lives could be the one that the
+// next change needs. The node stays out while this node leads.
 func (e *Election) Withdraw(ctx context.Context, id mesh.NodeID) error {
 	var err error
+	began := time.Now()
+	l := e.current()
+	if l == nil || !l.leads() {
+		return ErrNotMaster
+	}
+	answers := e.askAll(ctx, l)
 	if e2 := e.do(ctx, func() {
 		l := e.current()
 		if l == nil || !l.leads() {
@@ -453,17 +462,24 @@ func (e *Election) Withdraw(ctx context.Context, id mesh.NodeID) error {
 			err = errors.New("the master cannot take its own vote: hand the lead over first")
 			return
 		}
+		e.heard(answers)
 		e.mu.Lock()
 		e.leaving[id] = true
 		e.mu.Unlock()
 		for err == nil {
-			var f Facts
-			var ok bool
-			if f, ok = e.facts(l); !ok {
+			f, ok := e.facts(l)
+			if !ok {
 				break
 			}
-			x, more := before(time.Now(), f, id, e.cfg.DeadFor)
-			if !more {
+			var x Effect
+			if x, ok = before(began, f, id); !ok {
+				break
+			}
+			if x.Action == 0 {
+				e.mu.Lock()
+				delete(e.leaving, id)
+				e.mu.Unlock()
+				err = errTooFew
 				break
 			}
 			err = l.perform(x)
@@ -476,6 +492,8 @@ func (e *Election) Withdraw(ctx context.Context, id mesh.NodeID) error {
 	}
 	return err
 }
+
+var errTooFew = errors.New("too few of the nodes that vote answer now; try again when they do")
 
 // TransferTo hands the lead to a node: by an administrator's word, or because
 // this one goes out of service. A node without a vote gets one first.

@@ -490,10 +490,11 @@ func (n *node) home(m mesh.MailboxID) (bool, error) {
 		home, _, known := n.state.Home(m)
 		return !known || home == n.id, nil
 	}
-	if home, _, known := n.state.Home(m); !known || home != n.id {
+	home, version, known := n.state.Home(m)
+	if !known || home != n.id {
 		return false, nil
 	}
-	return true, n.store.Create(context.Background(), m)
+	return true, n.store.Create(context.Background(), m, uint32(version-1))
 }
 
 func (n *node) makeMailboxes() {

@@ -55,7 +55,7 @@ func BenchmarkOneMailbox(b *testing.B) {
 				b.Fatal(err)
 			}
 			to := user("bob@ours.example")
-			if err := h.s.Create(b.Context(), to.Mailbox); err != nil {
+			if err := h.s.Create(b.Context(), to.Mailbox, 0); err != nil {
 				b.Fatal(err)
 			}
 			deps := Deps{Self: gw1, Name: name, Member: func(mesh.NodeID) bool { return true }, Home: h, NewDraft: j.NewDraft}

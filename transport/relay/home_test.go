@@ -85,7 +85,7 @@ func homeRun(t *testing.T, seed uint64) (refused bool) {
 		}
 		boxes := []string{"bob@ours.example", "cyril@ours.example"}
 		for _, b := range boxes {
-			if err := h.store.Create(t.Context(), user(b).Mailbox); err != nil {
+			if err := h.store.Create(t.Context(), user(b).Mailbox, 0); err != nil {
 				t.Fatal(err)
 			}
 		}
