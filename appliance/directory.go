@@ -33,8 +33,8 @@ type directory struct {
 	check *login.Checker
 	// full reports whether a mailbox's home says that it is over its quota.
 	full func(home mesh.NodeID, m mesh.MailboxID) bool
-	// ask has a user's home judge a password that cannot be judged here.
-	ask func(ctx context.Context, u *domain.User, c login.Credential, password string, from netip.Addr) (login.Verdict, error)
+	// ask has a home judge a password that cannot be judged here.
+	ask func(ctx context.Context, home mesh.NodeID, q login.Question) (login.Verdict, error)
 }
 
 // Resolve implements route.Directory.
@@ -137,8 +137,7 @@ func credential(u *domain.User) login.Credential {
 func (d *directory) logIn(ctx context.Context, name, password string, from netip.Addr) (*domain.User, error) {
 	u, ok := d.state.Login(name)
 	if !ok || u.Disabled || u.Verifier == nil {
-		_, err := d.check.Check(ctx, login.Credential{}, "", password)
-		return nil, cmp.Or(err, error(errLogin))
+		return nil, d.logInNobody(ctx, name, password, from)
 	}
 	c := credential(u)
 	if d.check.Known(c, password) {
@@ -150,7 +149,9 @@ func (d *directory) logIn(ctx context.Context, name, password string, from netip
 	case err == nil:
 		right, err = d.check.Check(ctx, c, verifier, password)
 	case errors.Is(err, domain.ErrSealed):
-		right, err = d.askHome(ctx, u, c, password, from)
+		if right, err = d.askHome(ctx, u.Home, login.About(c, password, from)); right {
+			d.check.Remember(c, password)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -161,13 +162,29 @@ func (d *directory) logIn(ctx context.Context, name, password string, from netip
 	return u, nil
 }
 
-func (d *directory) askHome(ctx context.Context, u *domain.User, c login.Credential, password string, from netip.Addr) (bool, error) {
-	v, err := d.ask(ctx, u, c, password, from)
+// logInNobody refuses a name that nobody has, by the way and in the time that it
+// takes for one that somebody has: where this node judges all, here; else its
+// own people would be told from all others by who is asked, so a home is chosen
+// by the name.
+func (d *directory) logInNobody(ctx context.Context, name, password string, from netip.Addr) error {
+	id, n := d.check.StandIn(name)
+	all := d.state.Members()
+	if asksForNobody && !d.state.Holds() && len(all) > 0 {
+		if home := all[n%uint64(len(all))].ID; home != d.node() {
+			_, err := d.askHome(ctx, home, login.AboutNobody(id, password, from))
+			return cmp.Or(err, error(errLogin))
+		}
+	}
+	_, err := d.check.Check(ctx, login.Credential{}, "", password)
+	return cmp.Or(err, error(errLogin))
+}
+
+func (d *directory) askHome(ctx context.Context, home mesh.NodeID, q login.Question) (bool, error) {
+	v, err := d.ask(ctx, home, q)
 	switch {
 	case err != nil:
 		return false, &transport.Fault{Code: errHome.Code, Enhanced: errHome.Enhanced, Text: errHome.Text, Cause: err}
 	case v == login.Right:
-		d.check.Remember(c, password)
 		return true, nil
 	case v == login.Wrong:
 		return false, nil

@@ -2,7 +2,6 @@ package appliance
 
 import (
 	"context"
-	"net/netip"
 	"time"
 
 	"posthouse/appliance/admin"
@@ -84,21 +83,21 @@ func (n *Node) verifierHere(user mesh.ID) (login.Credential, string, bool) {
 	return credential(u), v, err == nil
 }
 
-// askHome has the user's home judge a password.
-func (n *Node) askHome(ctx context.Context, u *domain.User, c login.Credential, password string, from netip.Addr) (login.Verdict, error) {
-	if u.Home == n.id {
+// askHome has a home judge a password.
+func (n *Node) askHome(ctx context.Context, home mesh.NodeID, q login.Question) (login.Verdict, error) {
+	if home == n.id {
 		return 0, domain.ErrSealed // it was re-pointed here by somebody who could not open it
 	}
 	ctx, cancel := context.WithTimeout(ctx, login.AnswerLimit)
 	defer cancel()
-	conn, err := n.link.Dial(ctx, u.Home, serviceLogin, link.Control)
+	conn, err := n.link.Dial(ctx, home, serviceLogin, link.Control)
 	if err != nil {
 		return 0, err
 	}
 	defer conn.Close()
 	stop := endWith(ctx, conn)
 	defer stop()
-	return login.Ask(conn, c, password, from)
+	return login.Ask(conn, q)
 }
 
 // judge serves the questions of other nodes until ctx ends.

@@ -6,6 +6,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
+	"fmt"
 	"io/fs"
 	"net/netip"
 	"os"
@@ -67,6 +68,58 @@ func (w *World) everybody(t *testing.T, offices, users []string) {
 			}
 		}
 	}
+}
+
+// An office that asks others about their people must not tell by its answers
+// which names there are.
+func TestANameThatNobodyHasIsAnsweredLikeOneThatSomebodyHas(t *testing.T) {
+	plainOne(t, func(t *testing.T, w *World) {
+		// Two wrong passwords, each from an address of its own: the home counts
+		// the office that asks, too.
+		n := 0
+		once := func(user string) (said string, took time.Duration) {
+			n++
+			began := time.Now()
+			_, err := w.smtpFrom(netip.AddrFrom4([4]byte{203, 0, 113, byte(n)}), "praha", 587, user+"@"+Domain, "wrong")
+			if err == nil {
+				t.Fatalf("%s logged in", user)
+			}
+			_, said, _ = strings.Cut(err.Error(), ": ") // after the command
+			return said, time.Since(began).Truncate(500 * time.Millisecond)
+		}
+		guess := func(user string) (said string, took [2]time.Duration) {
+			_, took[0] = once(user)
+			said, took[1] = once(user)
+			return said, took
+		}
+		wants := map[[2]time.Duration]string{}
+		for _, user := range []string{"hq", "praha"} {
+			said, took := guess(user)
+			wants[took] = said
+		}
+		seen := map[[2]time.Duration]bool{}
+		for i := range 30 {
+			user := fmt.Sprintf("nobody%d", i)
+			said, took := guess(user)
+			if wants[took] != said {
+				t.Errorf("%s: %q after %v; people have %v", user, said, took, wants)
+			}
+			seen[took] = true
+		}
+		if len(wants) != 2 || len(seen) != 2 {
+			t.Errorf("people of here and of elsewhere: %v; names that nobody has: %v", wants, seen)
+		}
+		w.Cut("praha").FromAll()
+		time.Sleep(20 * time.Second)
+		said := map[bool]int{}
+		for i := range 30 {
+			s, _ := once(fmt.Sprintf("nobody%d", i))
+			said[strings.Contains(s, "454 4.7.0")]++
+		}
+		if said[true] == 0 || said[false] == 0 {
+			t.Errorf("cut off: %d of 30 names cannot be checked, %d are wrong", said[true], said[false])
+		}
+	})
 }
 
 func TestALogInElsewhereIsJudgedByTheHome(t *testing.T) {

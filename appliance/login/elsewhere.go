@@ -27,6 +27,20 @@ type Question struct {
 	Credential uint64  `cbor:"3,keyasint"` // its version, as the asking node has it
 	Password   string  `cbor:"4,keyasint"`
 	From       []byte  `cbor:"5,keyasint,omitempty"` // the client's address, 4 or 16 bytes
+	// Nobody asks about a name that no user has, so that it is answered like one
+	// that somebody has: User stands for the name, and the answer is Wrong.
+	Nobody bool `cbor:"6,keyasint,omitempty"`
+}
+
+// About is the question whether a user's password is right. from, the client's
+// address, may be zero.
+func About(c Credential, password string, from netip.Addr) Question {
+	return Question{User: c.User, Credential: c.Version, Password: password, From: from.AsSlice()}
+}
+
+// AboutNobody is the question about a name that no user has.
+func AboutNobody(standIn mesh.ID, password string, from netip.Addr) Question {
+	return Question{User: standIn, Password: password, From: from.AsSlice(), Nobody: true}
 }
 
 // Answer is the home's.
@@ -103,9 +117,10 @@ func readFrame(r io.Reader, v any) error {
 	return nil
 }
 
-// Ask puts a question on a stream to the home. from may be the zero address.
-func Ask(conn io.ReadWriter, c Credential, password string, from netip.Addr) (Verdict, error) {
-	if err := writeFrame(conn, Question{wireVersion, c.User, c.Version, password, from.AsSlice()}); err != nil {
+// Ask puts a question on a stream to the home.
+func Ask(conn io.ReadWriter, q Question) (Verdict, error) {
+	q.Version = wireVersion
+	if err := writeFrame(conn, q); err != nil {
 		return 0, err
 	}
 	var a Answer
@@ -163,12 +178,15 @@ func (d *Desk) judge(ctx context.Context, q *Question, peer mesh.NodeID) (Verdic
 		return Busy, nil
 	}
 	defer d.leave(peer)
-	c, verifier, ok := d.find(q.User)
-	if !ok || c.Version != q.Credential {
-		return Unjudged, nil
+	c, verifier := Credential{User: q.User}, ""
+	if !q.Nobody {
+		var ok bool
+		if c, verifier, ok = d.find(q.User); !ok || c.Version != q.Credential {
+			return Unjudged, nil
+		}
 	}
 	from, known := netip.AddrFromSlice(q.From)
-	right := d.check.Known(c, q.Password)
+	right := !q.Nobody && d.check.Known(c, q.Password)
 	if !right {
 		select {
 		case d.turn <- struct{}{}:

@@ -21,6 +21,9 @@ var (
 	client = netip.MustParseAddr("192.0.2.7")
 )
 
+// nobody stands for a name that no user has.
+var nobody = mesh.ID{9}
+
 const asking = mesh.NodeID(0x44)
 
 // newDesk is the home of anna, whose password is "right".
@@ -47,7 +50,11 @@ func ask(t testing.TB, d *Desk, peer mesh.NodeID, c Credential, password string,
 		done <- d.Serve(t.Context(), there, peer)
 		there.Close()
 	}()
-	v, err := Ask(here, c, password, from)
+	q := About(c, password, from)
+	if c.User == nobody {
+		q = AboutNobody(c.User, password, from)
+	}
+	v, err := Ask(here, q)
 	return v, errors.Join(err, <-done)
 }
 
@@ -72,6 +79,8 @@ func TestAHomeJudges(t *testing.T) {
 			{"a wrong one from elsewhere, by the same node", anna, "wrong", netip.MustParseAddr("2001:db8::1"), Wrong, 4 * time.Second},
 			{"a wrong one without an address", anna, "wrong", netip.Addr{}, Wrong, 8 * time.Second},
 			{"an empty one", anna, "", client, Wrong, 16 * time.Second},
+			{"a name that nobody has", Credential{User: nobody}, "right", client, Wrong, time.Second},
+			{"the same from elsewhere", Credential{User: nobody}, "wrong", netip.MustParseAddr("2001:db8::2"), Wrong, 2 * time.Second},
 			{"an older password's version", old, "right", client, Unjudged, 0},
 			{"somebody whose home is elsewhere", other, "right", client, Unjudged, 0},
 		} {
@@ -169,8 +178,8 @@ func FuzzQuestion(f *testing.F) {
 		}
 		return b.Bytes()
 	}
-	f.Add(frame(Question{wireVersion, anna.User, 3, "right", client.AsSlice()}))
-	f.Add(frame(Question{wireVersion, anna.User, 2, "", []byte("seven b")}))
+	f.Add(frame(Question{wireVersion, anna.User, 3, "right", client.AsSlice(), true}))
+	f.Add(frame(Question{wireVersion, anna.User, 2, "", []byte("seven b"), false}))
 	f.Add(frame(Answer{wireVersion, Busy}))
 	f.Add([]byte{0xff, 0xff, 0xa0})
 	c, err := NewChecker(rand.Reader)
@@ -186,7 +195,7 @@ func FuzzQuestion(f *testing.F) {
 				t.Errorf("%+v", a)
 			}
 		}
-		if v, err := Ask(conn{bytes.NewReader(raw), &out}, anna, "x", client); err == nil && (v < Right || v > Busy) {
+		if v, err := Ask(conn{bytes.NewReader(raw), &out}, About(anna, "x", client)); err == nil && (v < Right || v > Busy) {
 			t.Errorf("verdict %d", v)
 		}
 	})

@@ -10,6 +10,7 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -114,6 +115,17 @@ func (c *Checker) tag(of Credential, password string) (tag [sha256.Size]byte) {
 	fmt.Fprintf(mac, "%s\x00%d\x00%x\x00%s", of.User, of.Version, of.Print, password)
 	mac.Sum(tag[:0])
 	return tag
+}
+
+// StandIn returns what stands for a name that no user has: an id that means
+// nobody, and a number to choose a home by. It is the same for a name as long as
+// the process lives, and known to nobody else.
+func (c *Checker) StandIn(name string) (id mesh.ID, n uint64) {
+	mac := hmac.New(sha256.New, c.key)
+	fmt.Fprintf(mac, "nobody\x00%s", strings.ToLower(name))
+	sum := mac.Sum(nil)
+	copy(id[:], sum)
+	return id, binary.BigEndian.Uint64(sum[len(id):])
 }
 
 // Known reports whether the password was found right a while ago, here or by

@@ -1,0 +1,5 @@
+//go:build mutant_nobody
+
+package appliance
+
+const asksForNobody = false
