@@ -189,7 +189,9 @@ func FuzzQuestion(f *testing.F) {
 	d := NewDesk(c, func(mesh.ID) (Credential, string, bool) { return Credential{}, "", false })
 	f.Fuzz(func(t *testing.T, raw []byte) {
 		var out bytes.Buffer
-		if err := d.Serve(t.Context(), conn{bytes.NewReader(raw), &out}, asking); err == nil {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond) // a wrong one is answered late
+		defer cancel()
+		if err := d.Serve(ctx, conn{bytes.NewReader(raw), &out}, asking); err == nil {
 			var a Answer
 			if readFrame(&out, &a) != nil || a.Verdict != Unjudged {
 				t.Errorf("%+v", a)
