@@ -185,18 +185,25 @@ func letter(t *testing.T, b transport.Body) (from, id string) {
 
 // acceptFrom is accept with a sender, and with text of the world's choice.
 func (n *node) acceptFrom(id byte, from string, dest transport.Destination, rcpts ...transport.Recipient) {
+	n.w.t.Helper()
+	if err := n.tryAccept(id, from, dest, rcpts...); err != nil {
+		n.w.t.Fatal(err)
+	}
+}
+
+// tryAccept is acceptFrom at a node whose disk may fail.
+func (n *node) tryAccept(id byte, from string, dest transport.Destination, rcpts ...transport.Recipient) error {
 	d := n.j.NewDraft()
 	fmt.Fprintf(d, "Subject: %d\r\n\r\n", id)
 	d.Write(bytes.Repeat([]byte("0123456789abcd\r\n"), 1+n.w.pad/16))
 	if err := d.Seal(context.Background()); err != nil {
-		n.w.t.Fatal(err)
+		d.Discard()
+		return err
 	}
 	_, err := n.q.Accept(context.Background(), &queue.Message{
 		Envelope: transport.Envelope{ID: transport.MessageID{id, 1}, From: from, Origin: transport.OriginSubmission, EntryNode: n.id, EntryTime: time.Now()},
 		Body:     d, Structure: walk(n.w.t, d)}, []queue.Leg{{Dest: dest, Rcpts: rcpts}})
-	if err != nil {
-		n.w.t.Fatal(err)
-	}
+	return err
 }
 
 func walk(t testing.TB, d *log.Draft) *mime.Structure {
