@@ -135,7 +135,7 @@ func TestWhatIsLeftIsSeen(t *testing.T) {
 	for what, change := range map[string]func(*level){
 		"":                             func(l *level) { l.goroutines += 2 * levelSlack; l.files["hq"] = 4 },
 		"200 did before":               func(l *level) { l.goroutines += 2*levelSlack + 1 },
-		"5 ends of QUIC":               func(l *level) { l.quic = 5 },
+		"9 ends of QUIC":               func(l *level) { l.quic = 9 },
 		"plzen has 5 files open":       func(l *level) { l.files["plzen"] = 5 },
 		"1 connections that it opened": func(l *level) { l.conns["hq"] = conns{dialled: 1} },
 		"1 connections that it accept": func(l *level) { l.conns["hq"] = conns{accepted: 1} },

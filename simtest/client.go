@@ -143,13 +143,21 @@ func (s *client) send(from string, to []string, text string) (answers []int, err
 	return answers, nil
 }
 
-// text is a message as a client writes it.
-func text(from, to, subject string) string {
-	return "From: <" + from + ">\r\nTo: <" + to + ">\r\nDate: Mon, 23 Nov 2026 09:00:00 +0000\r\nMessage-ID: <" + subject + "@client>\r\nSubject: " + subject + "\r\n\r\n" + body(subject)
+// text is a small message as a client writes it.
+func text(from, to, subject string) string { return sizedText(from, to, subject, 0) }
+
+// sizedText is a message with a body of some size.
+func sizedText(from, to, subject string, size int) string {
+	return "From: <" + from + ">\r\nTo: <" + to + ">\r\nDate: Mon, 23 Nov 2026 09:00:00 +0000\r\nMessage-ID: <" + subject + "@client>\r\nSubject: " + subject + "\r\n\r\n" + body(subject, size)
 }
 
-func body(subject string) string {
-	return "The body of " + subject + ".\r\n" + strings.Repeat(subject+"\r\n", len(subject)*7%40)
+// body is what a message says; with a size it has about so many bytes.
+func body(subject string, size int) string {
+	lines := len(subject) * 7 % 40
+	if size > 0 {
+		lines = size / (len(subject) + 2)
+	}
+	return "The body of " + subject + ".\r\n" + strings.Repeat(subject+"\r\n", lines)
 }
 
 // Letter is a message as IMAP shows it.
@@ -248,7 +256,7 @@ func (w *World) open(office string, bodies bool, known map[imap.UID]Letter) (*Bo
 		l.Subject = m.Envelope.Subject
 		if bodies {
 			b := string(m.FindBodySection(section))
-			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject))
+			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject, w.size))
 			if !l.Whole {
 				l.Text = b
 			}

@@ -129,7 +129,7 @@ func (m *Mail) To(to ...string) int {
 		}
 		subject := fmt.Sprintf("%s-%d", name, i)
 		entries := l.enter(m, subject, rcpts)
-		answers, err := s.send(m.from, rcpts, text(m.from, rcpts[0], subject))
+		answers, err := s.send(m.from, rcpts, sizedText(m.from, rcpts[0], subject, m.w.size))
 		if err != nil {
 			s.close()
 			s = nil

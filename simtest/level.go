@@ -31,10 +31,10 @@ const (
 	// levelSlack is how many goroutines an office may have more: a service that
 	// nobody had used before.
 	levelSlack = 4
-	// quicEnds is how many ends of connections a pair may keep: two of that for
-	// control, and two more when both had dialled and Raft's stream goes on in the
-	// one that is let end.
-	quicEnds = 4
+	// quicEnds is how many ends of connections a pair may keep: two of each
+	// connection for control and for bulk, and as many more when both had dialled
+	// and a stream, Raft's for one, goes on in the one that is let end.
+	quicEnds = 8
 	// quicCosts is how many goroutines an end is, its streams included.
 	quicCosts = 8
 )

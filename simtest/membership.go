@@ -77,6 +77,7 @@ func (w *World) Join(office, at string, limit time.Duration) error {
 	}
 	o.apart.Store(false)
 	w.note("%s has joined after %v", office, took.Round(time.Second))
+	w.learnNodes(o.Status())
 	o.keepState(record.On)
 	password := "secret"
 	_, ok = w.within(limit, func() bool {

@@ -521,6 +521,14 @@ func (h *recorder) Handle(_ context.Context, r slog.Record) error {
 		add(a)
 	}
 	r.Attrs(add)
+	if r.Message == "destination waits" {
+		r.Attrs(func(a slog.Attr) bool {
+			if a.Key == "dest" {
+				h.to.w.keeper.Retry(h.to.name, h.to.w.called(a.Value.String()))
+			}
+			return true
+		})
+	}
 	h.to.add(b.String())
 	return nil
 }

@@ -15,6 +15,7 @@ type Plan struct {
 	Apart    []string // of them those that join later, if at all
 	Gateways []string // beside the founder
 	Lines    []Line   // that are not as good as Latency alone
+	Size     int      // of the bodies of mail; 0: small
 	Follow   bool     // let a reader wait at each mailbox, and keep queues and masters over time
 	Latency  time.Duration
 	Length   time.Duration // of the safety phase

@@ -53,6 +53,7 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 		before, _ := inBubble()
 		w := NewWorld(t, p.Offices...)
 		w.Latency, w.trace, w.clock = p.Latency, watcher.Trace, watcher.Clock
+		w.size = p.Size
 		w.keeper = record.NewKeeper(watcher.Tell)
 		w.dice = rand.New(rand.NewPCG(p.Seed, 9))
 		for _, l := range p.Lines {

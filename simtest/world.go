@@ -13,6 +13,7 @@ import (
 	mathrand "math/rand/v2"
 	"net/netip"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -51,11 +52,13 @@ type World struct {
 	checks    [1 + invariants]int
 	broken    [1 + invariants]int
 	keeper    *record.Keeper
-	token     string        // lets offices join for a month
-	founders  []string      // the members of the group of everybody
-	promoted  atomic.Uint64 // the generation that a promote made last
-	promoting atomic.Bool   // somebody tried: each side may write from then on
-	deciding  chan struct{} // held by the one person who changes who is a member, or an office's disk
+	size      int               // of the bodies of all mail that is sent here; 0: small, some longer
+	nodes     map[string]string // offices by their nodes' ids
+	token     string            // lets offices join for a month
+	founders  []string          // the members of the group of everybody
+	promoted  atomic.Uint64     // the generation that a promote made last
+	promoting atomic.Bool       // somebody tried: each side may write from then on
+	deciding  chan struct{}     // held by the one person who changes who is a member, or an office's disk
 
 	ledger  *Ledger
 	clock   func(time.Duration)
@@ -68,7 +71,7 @@ type World struct {
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
 	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), deciding: make(chan struct{}, 1), dice: mathrand.New(mathrand.NewPCG(1, 1)),
-		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, served: map[*served]bool{}, began: time.Now()}
+		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, served: map[*served]bool{}, nodes: map[string]string{}, began: time.Now()}
 	w.Outside = newOutside(w)
 	w.ledger = newLedger(w)
 	for i, name := range offices {
@@ -225,6 +228,7 @@ func (w *World) Found() {
 		}
 	}
 	w.Until("all nodes serve", time.Minute, w.whole)
+	w.learnNodes(first.Status())
 	for _, o := range offices {
 		password := "secret"
 		if _, err := first.Ops().CreateUser(Ctx(), admin.UserChange{Address: o.Name + "@" + Domain, Home: &o.Name, Password: &password}); err != nil {
@@ -244,6 +248,26 @@ func (w *World) Found() {
 		}
 		w.token = token.Secret
 	}
+}
+
+// learnNodes notes which office each node is that this status lists.
+func (w *World) learnNodes(s admin.Status) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range s.Members {
+		w.nodes[m.ID] = m.Name
+	}
+}
+
+// called is the name of a queue's destination for people.
+func (w *World) called(dest string) string {
+	id, node := strings.CutPrefix(dest, "node:")
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if name := w.nodes[id]; node && name != "" {
+		return name
+	}
+	return dest
 }
 
 // Equal reports whether all running nodes have the same domain state.

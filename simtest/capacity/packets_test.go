@@ -1,7 +1,9 @@
 package capacity_test
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -48,3 +50,42 @@ func TestTheModelAgreesWithPackets(t *testing.T) {
 
 // size is what a message of simtest's clients has on average.
 const size = 210
+
+// What the model was not fitted to: three offices, messages of 40 kB, another
+// rate, another bandwidth and a cut of twenty minutes. The packet-level lines
+// join two offices each; the model has one line an office, so it gets the two of
+// an office together.
+func TestTheModelHoldsWhereItWasNotFitted(t *testing.T) {
+	const cut, first, latency, each, bytes, bandwidth = 20 * time.Minute, 30 * time.Second, 35 * time.Millisecond, 70, 40_000, 700_000
+	offices := []string{"hq", "plzen", "praha"}
+	p := simtest.Plan{Seed: 2, Offices: offices, Latency: latency, Length: first + cut + 3*time.Minute, Follow: true, Size: bytes,
+		Events: []simtest.Event{{At: first, Do: simtest.EvCut, A: []string{"hq"}, B: []string{"plzen", "praha"}, Way: "both"},
+			{At: first + cut, Do: simtest.EvHeal, A: []string{"hq"}, B: []string{"plzen", "praha"}}}}
+	for i, a := range offices {
+		for k, b := range offices {
+			if a < b {
+				p.Lines = append(p.Lines, simtest.Line{A: a, B: b, Quality: simtest.Quality{Latency: latency, Bandwidth: bandwidth}})
+			}
+			if a != b {
+				p.Events = append(p.Events, simtest.Event{At: first + time.Duration(1+3*i+k)*time.Second, Do: simtest.EvMail, A: []string{a}, B: []string{b}, Way: "port25", N: each, Span: (cut - time.Minute) / each})
+			}
+		}
+	}
+	slices.SortStableFunc(p.Events, func(a, b simtest.Event) int { return cmp.Compare(a.At, b.At) })
+	r := simtest.Run(t, p, simtest.Watcher{})
+	for _, v := range r.Violations {
+		t.Error(v)
+	}
+	var last time.Duration
+	for _, d := range r.Record.Deliveries {
+		last = max(last, d.At)
+	}
+	got := last - first - cut
+	m := capacity.Model{Seed: 1, Offices: 3, Rate: 2 * each / cut.Seconds(), Size: bytes, Bandwidth: 2 * bandwidth, Latency: latency, Length: cut, Cut: true, To: cut}
+	o := m.Run()
+	want := o.Drained
+	t.Logf("%d messages of %d bytes each way of each pair were there %v after the heal; the model says %v (%.2f); %d waited in it, %.1f MB", each, bytes, got.Round(time.Millisecond), want.Round(time.Millisecond), got.Seconds()/want.Seconds(), o.Waiting, o.Bytes/1e6)
+	if off := got.Seconds() - want.Seconds(); off > 0.3*want.Seconds()+3 || -off > 0.3*want.Seconds()+3 {
+		t.Errorf("%v and %v", got, want)
+	}
+}

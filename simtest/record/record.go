@@ -26,6 +26,7 @@ type Record struct {
 	Cuts       []Cut
 	Samples    []Sample
 	Deliveries []Delivery
+	Retries    []Retry // by time
 	Mail       Mail
 	Verdicts   []Verdict
 }
@@ -80,6 +81,14 @@ type Delivery struct {
 	From, To string        // offices
 	At       time.Duration // when it was seen
 	Took     time.Duration // since the sender read the 250
+}
+
+// Retry is one attempt at a destination that failed: what waits there is tried
+// again later.
+type Retry struct {
+	At     time.Duration
+	Office string // that tried
+	To     string // an office, "gateway", "local", or a domain outside
 }
 
 // Mail counts recipients of messages.
@@ -185,6 +194,11 @@ func (k *Keeper) Line(a, b string, cut bool) {
 // Sample keeps how things are now.
 func (k *Keeper) Sample(s Sample) {
 	k.keep(func(r *Record, at time.Duration) { s.At = at; r.Samples = append(r.Samples, s) })
+}
+
+// Retry keeps that an office tried a destination now, in vain.
+func (k *Keeper) Retry(office, to string) {
+	k.keep(func(r *Record, at time.Duration) { r.Retries = append(r.Retries, Retry{at, office, to}) })
 }
 
 // FaultsEnd keeps that all is healed and started from now on.

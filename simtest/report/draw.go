@@ -1,6 +1,7 @@
 package report
 
 import (
+	"cmp"
 	"fmt"
 	"html/template"
 	"math"
@@ -319,6 +320,54 @@ func oldest(r *record.Record) template.HTML {
 			fmt.Fprintf(&line, "%.1f,%.1f ", s.x(x.At), y(time.Duration(x.Oldest[o])*time.Second))
 		}
 		s.add(`<polyline class="age l%d" points="%s"><title>the oldest at %s</title></polyline>`, o%8, line.String(), template.HTMLEscapeString(name))
+	}
+	return s.close()
+}
+
+// mostRetried is how many destinations are drawn, those that were tried most.
+const mostRetried = 12
+
+// retries draws for each destination how often it was tried in vain over time.
+func retries(r *record.Record) template.HTML {
+	total := map[string]int{}
+	for _, x := range r.Retries {
+		total[x.To]++
+	}
+	var to []string
+	for t := range total {
+		to = append(to, t)
+	}
+	slices.SortFunc(to, func(a, b string) int { return cmp.Or(total[b]-total[a], strings.Compare(a, b)) })
+	if to = to[:min(len(to), mostRetried)]; len(to) == 0 {
+		return ""
+	}
+	const bins, high = 120, 34.0
+	bin := max(r.Length/bins, 1)
+	counts, most := map[string][]int{}, 0
+	for _, t := range to {
+		counts[t] = make([]int, bins+1)
+	}
+	for _, x := range r.Retries {
+		if c := counts[x.To]; c != nil {
+			i := min(int(x.At/bin), bins)
+			c[i]++
+			most = max(most, c[i])
+		}
+	}
+	bottom := float64(len(to))*high + 6
+	s := open(r.Length, bottom+axisHigh, "Attempts in vain at each destination over time")
+	s.timeAxis(2, bottom)
+	for k, t := range to {
+		base := float64(k+1) * high
+		s.text("name", margin-12, base-8, t)
+		for i, n := range counts[t] {
+			if n == 0 {
+				continue
+			}
+			from := time.Duration(i) * bin
+			h := (high - 8) * math.Log(1+float64(n)) / math.Log(1+float64(most))
+			s.rect("bar", from, min(from+bin*9/10, r.Length), base-h, h, 1, fmt.Sprintf("%s: tried %s times in vain, %s to %s; %s in all", t, thousands(n), Clock(from), Clock(from+bin), thousands(total[t])))
+		}
 	}
 	return s.close()
 }

@@ -28,6 +28,7 @@ type page struct {
 	Queues     template.HTML
 	Oldest     template.HTML
 	Deliveries template.HTML
+	Retries    template.HTML
 	Figures    []figure
 	Keys       []key
 	Story      []record.Moment // of the timeline, at most some hundred
@@ -53,7 +54,7 @@ func Write(w io.Writer, r *record.Record) error {
 	if len(p.Story) > mostMoments {
 		p.Story, p.Left = p.Story[:mostMoments], len(p.Story)-mostMoments
 	}
-	p.Lanes, p.Queues, p.Oldest, p.Deliveries = lanes(r), queues(r), oldest(r), deliveries(r)
+	p.Lanes, p.Queues, p.Oldest, p.Deliveries, p.Retries = lanes(r), queues(r), oldest(r), deliveries(r), retries(r)
 	p.Keys = keys(r)
 	most, longest := 0, 0.0
 	for _, s := range r.Samples {

@@ -27,6 +27,7 @@ func run() *record.Record {
 		r.Samples = append(r.Samples, record.Sample{At: at, Queue: []int{int(at / time.Minute), -1}, Oldest: []int64{0, 0}, Master: master, Term: []uint64{2, 3}})
 		r.Deliveries = append(r.Deliveries, record.Delivery{From: "hq", To: "plzen", At: at, Took: 3 * time.Millisecond << (at / (3 * time.Minute))})
 	}
+	r.Retries = []record.Retry{{At: 6 * time.Minute, Office: "hq", To: "plzen"}, {At: 7 * time.Minute, Office: "hq", To: "plzen"}, {At: time.Hour, Office: "plzen", To: "gateway"}}
 	return r
 }
 
@@ -42,7 +43,7 @@ func TestThePageStandsAlone(t *testing.T) {
 		}
 	}
 	for _, want := range []string{"prefers-color-scheme: dark", "hq leads, term 2", "plzen leads, term 3", "hq is cut off from plzen, 00:05:00 to 00:10:00",
-		"hq: without power, 00:20:00 to 00:30:00", "not touched", "every promise held", "A &lt;test&gt;"} {
+		"hq: without power, 00:20:00 to 00:30:00", "plzen: tried 1 times in vain, 00:06:00 to 00:06:30; 2 in all", "not touched", "every promise held", "A &lt;test&gt;"} {
 		if !strings.Contains(page, want) {
 			t.Errorf("the page lacks %q", want)
 		}
