@@ -11,6 +11,7 @@ import (
 // the faults (invariant 8): it is counted outside of them.
 type level struct {
 	offices    []string // that run and belong to the mesh
+	losses     int      // nodes that began anew
 	goroutines int      // of the whole bubble
 	quic       int      // ends of QUIC connections
 	conns      map[string]conns
@@ -43,6 +44,9 @@ const (
 func (w *World) level() level {
 	l := level{conns: map[string]conns{}, files: map[string]int{}, kept: map[string]int{}}
 	l.goroutines, l.quic = inBubble()
+	w.ledger.mu.Lock()
+	l.losses = len(w.ledger.losses)
+	w.ledger.mu.Unlock()
 	for _, o := range w.belonging() {
 		if !o.Up() {
 			continue
@@ -102,7 +106,7 @@ func (l level) above(before level) (out []string) {
 	if l.quic > quicEnds*n*(n-1)/2 {
 		say("%d ends of QUIC connections for %d offices, %d before the faults", l.quic, n, before.quic)
 	}
-	if most := before.goroutines + levelSlack*n + quicCosts*max(0, l.quic-before.quic); l.goroutines > most {
+	if most := before.goroutines + levelSlack*(n+l.losses) + quicCosts*max(0, l.quic-before.quic); l.goroutines > most {
 		say("%d goroutines run, %d did before the faults", l.goroutines, before.goroutines)
 	}
 	return out

@@ -3,6 +3,7 @@ package simtest
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
@@ -13,6 +14,9 @@ type line struct {
 	cut   bool
 	loss  float64       // 0 to 1
 	extra time.Duration // on top of what the line takes anyway
+
+	twice, late, flipped float64 // shares of the packets that come twice, up to lateBy after others, with a wrong bit
+	mtu                  int     // longer ones are lost, bytes of UDP payload; 0: none is
 }
 
 // Quality is what a line between two offices is like on a good day. The zero
@@ -35,6 +39,9 @@ type quality struct {
 // comes then is lost, as in a router whose queue is full.
 const lineBuffer = 300 * time.Millisecond
 
+// lateBy is how much later a packet comes that others overtake.
+const lateBy = 500 * time.Millisecond
+
 // SetLine says what the line between two offices is like, both ways.
 func (w *World) SetLine(a, b string, q Quality) {
 	x, y := w.Office(a).Addr, w.Office(b).Addr
@@ -49,13 +56,23 @@ func (w *World) SendPacket(p simnet.Packet) error {
 	way := [2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}
 	w.mu.Lock()
 	l := w.lines[way]
-	lost := l.cut || l.loss > 0 && w.dice.Float64() < l.loss
+	share := func(s float64) bool { return s > 0 && w.dice.Float64() < s }
+	lost := l.cut || share(l.loss) || l.mtu > 0 && len(p.Data) > l.mtu
+	twice, flipped := share(l.twice), share(l.flipped)
+	bit := w.dice.IntN(max(1, 8*len(p.Data)))
 	if q := w.qualities[way]; q != nil && !lost {
 		lost = q.Loss > 0 && w.dice.Float64() < q.Loss || q.Bandwidth > 0 && time.Until(q.free) > lineBuffer
 	}
 	w.mu.Unlock()
 	if lost {
 		return nil
+	}
+	if twice { // the first of the two is as it was sent
+		w.PerfectRouter.SendPacket(simnet.Packet{To: p.To, From: p.From, Data: slices.Clone(p.Data)})
+	}
+	if flipped && len(p.Data) > 0 {
+		p.Data = slices.Clone(p.Data)
+		p.Data[bit/8] ^= 1 << (bit % 8)
 	}
 	w.PerfectRouter.SendPacket(p) // nobody there: lost, as on a real network
 	return nil
@@ -81,6 +98,9 @@ func (w *World) latency(p simnet.Packet) time.Duration {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	extra, q := w.lines[way].extra, w.qualities[way]
+	if late := w.lines[way].late; late > 0 && w.dice.Float64() < late {
+		return w.Latency + extra + time.Duration(w.dice.Int64N(int64(lateBy)))
+	}
 	if q == nil {
 		return w.Latency + extra
 	}

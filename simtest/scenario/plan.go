@@ -148,6 +148,12 @@ func (p *planner) event(e Event) {
 		each(simtest.Event{Do: simtest.EvSlowDisk, Span: time.Duration(e.By)}, simtest.Event{Do: simtest.EvSlowDisk})
 	case "burn":
 		each(simtest.Event{Do: simtest.EvBurn}, simtest.Event{})
+	case "image":
+		each(simtest.Event{Do: simtest.EvImage}, simtest.Event{})
+	case "restore":
+		each(simtest.Event{Do: simtest.EvRestore}, simtest.Event{})
+	case "lose_disk":
+		each(simtest.Event{Do: simtest.EvLoseDisk, Span: lasts}, simtest.Event{})
 	case "join":
 		p.Apart = append(p.Apart, who...)
 		each(simtest.Event{Do: simtest.EvJoin, B: e.From}, simtest.Event{})

@@ -94,6 +94,9 @@ type Event struct {
 	FreeDisk Names `toml:"free_disk"`
 	SlowDisk Names `toml:"slow_disk"` // each sync takes By
 	Burn     Names `toml:"burn"`      // everything at the office is gone for ever
+	Image    Names `toml:"image"`     // stopped for a moment: a copy of its disk is made
+	Restore  Names `toml:"restore"`   // comes back with that copy, once the others know how far it was
+	LoseDisk Names `toml:"lose_disk"` // its disk is gone; after For a new node replaces it
 
 	// Verbs on the mesh.
 	Join    Names `toml:"join"`    // an office that was not started until now; From: at whose door
@@ -124,6 +127,7 @@ var verbs = map[string]verb{
 	"flap": {"for from down up", "for down up"}, "heal": {may: "from"},
 	"kill": {may: "for"}, "stop": {may: "for"}, "start": {}, "restart": {may: "down up"},
 	"full_disk": {may: "for"}, "free_disk": {}, "slow_disk": {"for by", "by"}, "burn": {},
+	"image": {}, "restore": {}, "lose_disk": {may: "for"},
 	"join": {may: "from"}, "revoke": {}, "promote": {}, "lead": {}, "change": {"for by", "for by"},
 	"send": {"for from to", "from to"}, "outside": {may: "for"},
 }
