@@ -85,7 +85,9 @@ func TestTheModelHoldsWhereItWasNotFitted(t *testing.T) {
 	o := m.Run()
 	want := o.Drained
 	t.Logf("%d messages of %d bytes each way of each pair were there %v after the heal; the model says %v (%.2f); %d waited in it, %.1f MB", each, bytes, got.Round(time.Millisecond), want.Round(time.Millisecond), got.Seconds()/want.Seconds(), o.Waiting, o.Bytes/1e6)
-	if off := got.Seconds() - want.Seconds(); off > 0.3*want.Seconds()+3 || -off > 0.3*want.Seconds()+3 {
+	// A dozen runs took 45 to 52 s: how long the first connection needs differs, and
+	// bulk holds back as the line's delay grows. The model knows neither.
+	if off := got.Seconds() - want.Seconds(); off > 0.4*want.Seconds()+6 || -off > 0.3*want.Seconds() {
 		t.Errorf("%v and %v", got, want)
 	}
 }
