@@ -151,11 +151,11 @@ func (d *Draft) put() error {
 	return err
 }
 
-// spoolAhead is how many chunks, 1 MiB, a spool file may have that are not on
+// spoolAhead is how many chunks, 256 KiB, a spool file may have that are not on
 // disk. What is handed to the disk at once is what a small message's sync has to
 // wait behind, and dirty pages are memory: so large bodies go there bit by bit,
 // and one at a time.
-const spoolAhead = 1 << 20 / chunkSize
+const spoolAhead = 256 << 10 / chunkSize
 
 // sync brings the spool file to disk when it is its turn.
 func (d *Draft) sync() error { return d.l.turn(d.f) }
