@@ -2,6 +2,7 @@ package simtest
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -28,6 +29,25 @@ func report(t *testing.T, r Result) {
 	t.Logf("seed %d, %d offices, faults %v:\n%s\n\nlast minute:\n%s", r.Plan.Seed, len(r.Plan.Offices), r.Plan.Kinds, strings.Join(r.Story, "\n"), strings.Join(r.Logs, "\n"))
 	for _, v := range r.Violations {
 		t.Errorf("seed %d: %s", r.Plan.Seed, v)
+	}
+}
+
+func TestAPlanShrinksToTheEventsThatMatter(t *testing.T) {
+	p := RandomPlan(5, 3, 5*time.Minute)
+	a, b := p.Events[len(p.Events)/3], p.Events[len(p.Events)-2]
+	runs := 0
+	got := Shrink(p, func(q Plan) bool {
+		runs++
+		has := func(e Event) bool {
+			return slices.ContainsFunc(q.Events, func(x Event) bool { return x.String() == e.String() })
+		}
+		return has(a) && has(b)
+	})
+	if len(got.Events) != 2 || got.Events[0].String() != a.String() || got.Events[1].String() != b.String() {
+		t.Errorf("shrunk to\n%s", got)
+	}
+	if runs > 4*len(p.Events) {
+		t.Errorf("%d runs for %d events", runs, len(p.Events))
 	}
 }
 

@@ -22,7 +22,7 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	var seeds, nodes, jobs int
 	var seed uint64
 	var minutes float64
-	var length time.Duration
+	var length, shrink time.Duration
 	var story, trace bool
 	_, err := flags("random", args, 0, func(f *flag.FlagSet) {
 		f.IntVar(&seeds, "seeds", 10, "")
@@ -31,6 +31,7 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		f.IntVar(&nodes, "nodes", 0, "")
 		f.IntVar(&jobs, "jobs", runtime.GOMAXPROCS(0), "")
 		f.DurationVar(&length, "length", 5*time.Minute, "")
+		f.DurationVar(&shrink, "shrink", 0, "")
 		f.BoolVar(&story, "story", false, "")
 		f.BoolVar(&trace, "trace", false, "")
 	})
@@ -58,7 +59,11 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 					return
 				}
 				t.Run(fmt.Sprint("seed ", seed+n), func(t *testing.T) {
-					sum.add(simtest.Run(t, simtest.RandomPlan(seed+n, nodes, length), watcher), story)
+					r := simtest.Run(t, simtest.RandomPlan(seed+n, nodes, length), watcher)
+					sum.add(r, story)
+					if len(r.Violations) > 0 && shrink > 0 {
+						sum.say(smaller(t, r, shrink))
+					}
 				})
 			}
 		})
@@ -69,6 +74,34 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		return broken, nil
 	}
 	return held, nil
+}
+
+// again is how often a smaller plan is run before it counts as one that holds:
+// two runs of a plan differ.
+const again = 3
+
+// smaller takes events out of a plan that failed while it still does, for some
+// time, and says what is left.
+func smaller(t *testing.T, failed simtest.Result, limit time.Duration) string {
+	end, runs := time.Now().Add(limit), 0
+	fails := func(p simtest.Plan) (same bool) {
+		for range again {
+			if time.Now().After(end) {
+				return false
+			}
+			runs++
+			t.Run("smaller", func(t *testing.T) { same = simtest.Run(t, p, simtest.Watcher{}).SameAs(failed) })
+			if same {
+				return true
+			}
+		}
+		return false
+	}
+	p := simtest.Shrink(failed.Plan, fails)
+	if len(p.Events) == len(failed.Plan.Events) {
+		return fmt.Sprintf("  seed %d: nothing smaller failed in %d runs\n", p.Seed, runs)
+	}
+	return fmt.Sprintf("  seed %d: %d of %d events are enough, by %d runs:\n%s", p.Seed, len(p.Events), len(failed.Plan.Events), runs, p)
 }
 
 // tell prints one seed's story, and what went wrong in it.
@@ -91,6 +124,13 @@ type totals struct {
 	virtual, nodes time.Duration
 	mail           record.Mail
 	faults         map[simtest.Kind]int
+}
+
+// say prints something of one seed.
+func (s *totals) say(text string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	fmt.Fprint(s.out, text)
 }
 
 // add adds one seed's, and tells its story if anything is wrong with it.
