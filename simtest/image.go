@@ -150,6 +150,7 @@ func (w *World) LoseDisk(office string) {
 	w.note("%s: its disk is gone", office)
 	w.ledger.loses(o, time.Time{}, nil)
 	o.wipe(simfs.New(), election.NewMemStorage())
+	o.kept = nil // of a node that is put out now
 	o.apart.Store(true)
 	o.keepState(record.Off)
 }
