@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -146,18 +147,25 @@ func (s *client) send(from string, to []string, text string) (answers []int, err
 // text is a small message as a client writes it.
 func text(from, to, subject string) string { return sizedText(from, to, subject, 0) }
 
-// sizedText is a message with a body of some size.
+// sizedText is a message with a body of some size, as body has it.
 func sizedText(from, to, subject string, size int) string {
 	return "From: <" + from + ">\r\nTo: <" + to + ">\r\nDate: Mon, 23 Nov 2026 09:00:00 +0000\r\nMessage-ID: <" + subject + "@client>\r\nSubject: " + subject + "\r\n\r\n" + body(subject, size)
 }
 
-// body is what a message says; with a size it has about so many bytes.
+// body is what a message says; with a size it has about so many bytes, of which
+// no two lines are alike: nothing can be lost, doubled or swapped unseen.
 func body(subject string, size int) string {
-	lines := len(subject) * 7 % 40
-	if size > 0 {
-		lines = size / (len(subject) + 2)
+	first := "The body of " + subject + ".\r\n"
+	if size == 0 {
+		return first + strings.Repeat(subject+"\r\n", len(subject)*7%40)
 	}
-	return "The body of " + subject + ".\r\n" + strings.Repeat(subject+"\r\n", lines)
+	b := make([]byte, 0, size+80)
+	b = append(b, first...)
+	for i := 0; len(b) < size; i++ {
+		b = append(append(b, subject...), ' ')
+		b = append(strconv.AppendInt(b, int64(i), 10), " seventy-six columns as most of what people attach has them\r\n"...)
+	}
+	return string(b)
 }
 
 // Letter is a message as IMAP shows it.
@@ -256,7 +264,7 @@ func (w *World) open(office string, bodies bool, known map[imap.UID]Letter) (*Bo
 		l.Subject = m.Envelope.Subject
 		if bodies {
 			b := string(m.FindBodySection(section))
-			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject, w.size))
+			l.Whole = strings.HasSuffix(b, "Subject: "+l.Subject+"\r\n\r\n"+body(l.Subject, w.ledger.size(l.Subject)))
 			if !l.Whole {
 				l.Text = b
 			}

@@ -28,6 +28,7 @@ type Ledger struct {
 	mu       sync.Mutex
 	attempts []*attempt
 	next     int
+	sizes    map[string]int                 // of the bodies that are not as long as the world's
 	arrived  int                            // found by Check: in mailboxes,
 	lost     int                            // and nowhere
 	faults   []trouble                      // at gateways: what the outside took then may come to it again
@@ -60,7 +61,7 @@ type trouble struct {
 }
 
 func newLedger(w *World) *Ledger {
-	return &Ledger{w: w, letters: map[string]map[imap.UID]Letter{}, whole: map[string]*process{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, renewed: map[string]bool{}, shown: map[string][]time.Time{}}
+	return &Ledger{w: w, sizes: map[string]int{}, letters: map[string]map[imap.UID]Letter{}, whole: map[string]*process{}, validity: map[string]uint32{}, uidNext: map[string]imap.UID{}, renewed: map[string]bool{}, shown: map[string][]time.Time{}}
 }
 
 // Mail is mail that a scenario is about to send.
@@ -70,6 +71,7 @@ type Mail struct {
 	at    string
 	from  string
 	pause time.Duration
+	sizes []int  // of their bodies; of those behind it, and for 0, the world's
 	probe bool   // the observer's own: not counted as people's mail
 	name  string // what its messages are called, once To has begun
 }
@@ -85,6 +87,9 @@ func (m *Mail) By(office string) *Mail { m.at, m.from = office, office+"@"+Domai
 
 // Every pauses between two messages.
 func (m *Mail) Every(d time.Duration) *Mail { m.pause = d; return m }
+
+// Sized says how long their bodies are, one after the other.
+func (m *Mail) Sized(bytes ...int) *Mail { m.sizes = bytes; return m }
 
 // To sends the messages to these, each an office (its user), "all", or an
 // address outside, and returns how many were taken for all of them.
@@ -128,8 +133,12 @@ func (m *Mail) To(to ...string) int {
 			}
 		}
 		subject := fmt.Sprintf("%s-%d", name, i)
-		entries := l.enter(m, subject, rcpts)
-		answers, err := s.send(m.from, rcpts, sizedText(m.from, rcpts[0], subject, m.w.size))
+		size := m.w.size
+		if i < len(m.sizes) && m.sizes[i] > 0 {
+			size = m.sizes[i]
+		}
+		entries := l.enter(m, subject, size, rcpts)
+		answers, err := s.send(m.from, rcpts, sizedText(m.from, rcpts[0], subject, size))
 		if err != nil {
 			s.close()
 			s = nil
@@ -142,9 +151,22 @@ func (m *Mail) To(to ...string) int {
 	return taken
 }
 
-func (l *Ledger) enter(m *Mail, subject string, rcpts []string) (out []*attempt) {
+// size is how long the body of a message is.
+func (l *Ledger) size(subject string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if n, ok := l.sizes[subject]; ok {
+		return n
+	}
+	return l.w.size
+}
+
+func (l *Ledger) enter(m *Mail, subject string, size int, rcpts []string) (out []*attempt) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if size != l.w.size {
+		l.sizes[subject] = size
+	}
 	for _, r := range rcpts {
 		a := &attempt{subject: subject, client: m.name, from: m.from, to: r, at: m.at, probe: m.probe, when: time.Now()}
 		l.attempts = append(l.attempts, a)
@@ -299,7 +321,7 @@ func (l *Ledger) Check() {
 				count[delivery{x.Subject, user}]++
 				place[delivery{x.Subject, user}] = i
 				if !x.Whole {
-					w.violation(OneOutcome, "%s in %s is not as it was sent: %q", x.Subject, user, x.Text)
+					w.violation(OneOutcome, "%s in %s is not as it was sent: %q", x.Subject, user, x.Text[:min(len(x.Text), 2000)])
 				}
 				continue
 			}

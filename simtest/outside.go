@@ -121,7 +121,7 @@ func (o *Outside) serve(c net.Conn) {
 				continue
 			}
 			say("354 go on")
-			subject := ""
+			subject, text, inBody := "", []byte(nil), false
 			for {
 				line, err := r.ReadString('\n')
 				if err != nil {
@@ -131,9 +131,15 @@ func (o *Outside) serve(c net.Conn) {
 				if line == "." {
 					break
 				}
-				if s, ok := strings.CutPrefix(line, "Subject: "); ok && subject == "" {
+				if inBody {
+					text = append(append(text, strings.TrimPrefix(line, ".")...), "\r\n"...)
+				} else if s, ok := strings.CutPrefix(line, "Subject: "); ok && subject == "" {
 					subject = s
 				}
+				inBody = inBody || line == ""
+			}
+			if isTest(subject) && string(text) != body(subject, o.w.ledger.size(subject)) {
+				o.w.violation(OneOutcome, "%s came to %v outside not as it was sent (%d bytes)", subject, rcpts, len(text))
 			}
 			switch answer := o.take(subject, from, rcpts); answer {
 			case "":

@@ -75,6 +75,7 @@ type Event struct {
 	Way  string
 	Span time.Duration
 	N    int
+	Size []int // EvMail: of the bodies of its messages, 0: small
 }
 
 func (e Event) String() string {
@@ -90,6 +91,9 @@ func (e Event) String() string {
 	}
 	if e.N != 0 {
 		s += fmt.Sprint(" ", e.N)
+	}
+	if len(e.Size) > 0 {
+		s += fmt.Sprint(" of ", e.Size)
 	}
 	return s
 }
@@ -118,6 +122,7 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 	p.members(rand.New(rand.NewPCG(seed, 5)))
 	p.packets(rand.New(rand.NewPCG(seed, 6)))
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
+	p.RealSizes(rand.New(rand.NewPCG(seed, 7)), randomBytes)
 	return p
 }
 

@@ -277,7 +277,7 @@ func (x *player) do(e Event) {
 		})
 	case EvMail:
 		x.run(e.Do, func() {
-			m := w.Send(e.N).From(e.A[0]).Every(e.Span)
+			m := w.Send(e.N).From(e.A[0]).Every(e.Span).Sized(e.Size...)
 			if e.Way == "submission" {
 				m.By(e.A[0])
 			}

@@ -10,6 +10,9 @@ import (
 	"posthouse/simtest"
 )
 
+// realBytes is how much mail of real sizes comes to: simulated disks are memory.
+const realBytes = 64 << 20
+
 // Plan makes the plan that simtest plays; equal seeds give equal plans. short
 // divides times and mail as the file says.
 func (s *Scenario) Plan(seed uint64, short bool) simtest.Plan {
@@ -38,6 +41,9 @@ func (s *Scenario) Plan(seed uint64, short bool) simtest.Plan {
 	p.flow()
 	p.probes()
 	slices.SortStableFunc(p.Events, func(a, b simtest.Event) int { return int(a.At - b.At) })
+	if s.Mail.Sizes == "real" {
+		p.RealSizes(p.gen(12), realBytes)
+	}
 	for _, e := range p.Events {
 		if !slices.Contains(p.Kinds, e.Do) {
 			p.Kinds = append(p.Kinds, e.Do)

@@ -63,6 +63,10 @@ type Mail struct {
 	Outside Percent `toml:"outside"`
 	// Probe is how often each office's local mail is timed. Default "5 min".
 	Probe Span `toml:"probe"`
+	// Sizes says how long messages are: "real" is as people's mail, 70 kB on
+	// average and up to 6 MB, of 64 MiB in sum; what is more stays small.
+	// Default: small.
+	Sizes string `toml:"sizes"`
 }
 
 // Short is how the file is played where time is short, in `make test`.
@@ -250,6 +254,9 @@ func (c *checker) check() {
 	}
 	if s.Mail.Inside+s.Mail.Outside > 100 {
 		c.bad("mail.outside", 0, "inside and outside together are more than 100 %%")
+	}
+	if s.Mail.Sizes != "" && s.Mail.Sizes != "real" {
+		c.bad("mail.sizes", 0, "%q: want \"real\", or nothing for small messages", s.Mail.Sizes)
 	}
 	for _, d := range []struct {
 		key string

@@ -40,6 +40,7 @@ func TestAWrongFileNamesKeyLineAndSuggestion(t *testing.T) {
 		{"a founder that joins", "[[event]]\njoin = \"hq\"", `x:15: event.join: hq founds the mesh`},
 		{"a line to itself", "[[line]]\nbetween = [\"hq\", \"hq\"]", `x:15: line.between: want two offices`},
 		{"a bandwidth in words", "[[line]]\nbetween = [\"hq\", \"plzen\"]\nbandwidth = \"fast\"", `want a bandwidth such as "2 Mbit/s"`},
+		{"sizes in words", "[mail]\nsizes = \"large\"", `x:15: mail.sizes: "large": want "real"`},
 		{"a name twice", "[[office]]\nname = \"hq\"", `x:15: office.name: "hq" stands twice`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
