@@ -312,6 +312,9 @@ func (q *Queue) fill(ctx context.Context, d *dest) error {
 			if len(d.ready(l.seq, l.row, now)) > 0 {
 				q.insert(d, l)
 			}
+			if q.busy[legName{d.key, l.seq}] > 0 && busyHolds {
+				d.keepBack(l.seq, l.row)
+			}
 		}
 		d.whole = end && !d.dirty && err == nil
 		d.filling, d.changed = false, nil
@@ -388,7 +391,13 @@ func (q *Queue) prune(d *dest, now time.Duration) {
 func (q *Queue) pick(d *dest, now time.Duration) *leg {
 	for i := 0; i < len(d.window); i++ {
 		l := d.window[i]
-		if l.out != nil || q.busy[legName{d.key, l.seq}] > 0 {
+		if l.out != nil {
+			continue
+		}
+		if q.busy[legName{d.key, l.seq}] > 0 {
+			if busyHolds {
+				d.keepBack(l.seq, l.row)
+			}
 			continue
 		}
 		ns := d.ready(l.seq, l.row, now)

@@ -1,0 +1,5 @@
+//go:build mutant_busy
+
+package queue
+
+const busyHolds = false
