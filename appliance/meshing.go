@@ -163,7 +163,8 @@ func (n *Node) membership(ctx context.Context) error {
 	defer l.Close()
 	e, err := election.New(election.Config{Self: n.id, TakeBack: time.Duration(n.cfg.TakeBack)}, election.Deps{
 		Machine: n.state, Storage: storage, Network: raftNetwork{n, l}, Forward: forwarder{n}, Members: n.voters,
-		Trusted: func(id mesh.NodeID) bool { return !n.witness.suspect(id) },
+		Trusted: func(id mesh.NodeID) bool { return !n.witness.suspect(id) }, Vetted: n.sound,
+		Blank:   func() election.Machine { return domain.NewMachine() },
 		Reached: n.reached, Since: n.commandsSince, Rand: n.env.Random, Logger: n.part("election"),
 	})
 	if err != nil {

@@ -81,6 +81,9 @@ type Node struct {
 	// vetted is closed when a peer has said that this node may serve.
 	vetted     chan struct{}
 	vettedOnce func()
+	// sound is closed when a peer has said that its disk is the one that it had.
+	sound     chan struct{}
+	soundOnce func()
 	// seals is poked when secrets may be sealed to the wrong nodes.
 	seals chan struct{}
 
@@ -115,6 +118,8 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	n.began, n.rec = time.Now(), newKeeper(n.env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
 	n.vettedOnce = sync.OnceFunc(func() { close(n.vetted) })
+	n.sound = make(chan struct{})
+	n.soundOnce = sync.OnceFunc(func() { close(n.sound) })
 	n.log = env.Logger.With("node", cfg.Name)
 	n.board = health.New(n.live.send)
 	n.setStage("the node is starting")

@@ -230,11 +230,16 @@ type standing struct {
 	Boots       uint64 `cbor:"2,keyasint"` // the highest that was seen
 	Log         uint64 `cbor:"3,keyasint"`
 	Incarnation uint64 `cbor:"4,keyasint"` // by the domain state here
+	// Led: as is known here, others lead without that one, or can.
+	Led bool `cbor:"5,keyasint,omitempty"`
 }
 
 // standing tells a peer how it stands here.
 func (w *witness) standing(id mesh.NodeID) ([]byte, error) {
 	a := standing{Suspect: w.suspect(id), Incarnation: w.incarnation(id)}
+	if e := w.n.elected(); e != nil {
+		a.Led = e.State().LedWithout(id)
+	}
 	w.mu.Lock()
 	a.Boots, a.Log = w.seen[id].Boots, w.seen[id].Log
 	w.mu.Unlock()
@@ -262,6 +267,7 @@ func (n *Node) vet(ctx context.Context, up <-chan mesh.NodeID) error {
 					return nil
 				case !a.Suspect:
 					n.vettedOnce()
+					n.soundOnce()
 					return nil
 				case a.Incarnation >= n.witness.incarnation(n.id):
 					n.reconcile(ctx, id, a)
@@ -340,19 +346,28 @@ func (n *Node) reconcile(ctx context.Context, peer mesh.NodeID, a standing) {
 	if end != nil {
 		end()
 	}
-	n.vettedOnce()
-	if e := n.elected(); e != nil {
-		if err := e.FetchAnew(ctx, errRolledBack); err != nil {
-			log.Warn("the domain state was not fetched anew", "err", err)
-		}
+	err := n.fetchAnew(ctx, peer, a)
+	if err != nil {
+		log.Warn("the domain state was not fetched anew", "err", err)
 	}
+	fetched := err == nil
+	n.vettedOnce()
 	for ctx.Err() == nil {
-		_, err := n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.RenewNode{Node: n.id, Incarnation: a.Incarnation + 1})
+		var err error
+		if fetched { // in a log of its own alone it would prove nothing
+			_, err = n.proposeAs(ctx, "posthouse on "+n.cfg.Name, &domain.RenewNode{Node: n.id, Incarnation: a.Incarnation + 1})
+		}
 		if err == nil {
-			a, err = n.askStanding(ctx, peer, 0)
+			var now standing
+			if now, err = n.askStanding(ctx, peer, 0); err == nil {
+				a = now
+			}
 		}
 		if err == nil && !a.Suspect {
 			break
+		}
+		if err == nil && !fetched {
+			fetched = n.fetchAnew(ctx, peer, a) == nil
 		}
 		select {
 		case <-time.After(3 * time.Second):
@@ -368,6 +383,17 @@ func (n *Node) reconcile(ctx context.Context, peer mesh.NodeID, a standing) {
 	n.mu.Lock()
 	n.reconciling = false
 	n.mu.Unlock()
+}
+
+// fetchAnew has Raft sent to this node anew, by the word of a peer that is not
+// rolled back itself. A node with the only vote keeps what it has as long as that
+// peer knows nobody else who leads, or can.
+func (n *Node) fetchAnew(ctx context.Context, peer mesh.NodeID, a standing) error {
+	e := n.elected()
+	if e == nil {
+		return noMeshYet
+	}
+	return e.FetchAnew(ctx, errRolledBack, a.Led && !n.witness.suspect(peer))
 }
 
 // holdOutside holds mail to the outside: some of it may have been sent in the

@@ -25,7 +25,6 @@ type image struct {
 	votes *election.MemStorage
 	files map[string][]byte
 	seen  map[string]bool // subjects that stood in its INBOX
-	alone bool            // it had the only vote of a mesh of two
 }
 
 // lock lets nobody else start the office's node until it is called again.
@@ -278,12 +277,9 @@ func (x *player) image(o *Office) {
 		return
 	}
 	x.mask(o, 40*time.Second)
-	alone := x.w.onlyVoter(o) != nil
 	if err := x.w.Image(o.Name); err != nil {
 		x.w.note("no image: %v", err)
-		return
 	}
-	o.kept.alone = alone
 }
 
 // patience is how long a person waits until the mesh is as he needs it.
@@ -301,10 +297,6 @@ func (x *player) restore(o *Office) {
 	}
 	x.mask(o, 40*time.Second)
 	alone := w.onlyVoter(o)
-	if len(w.belonging()) == 2 && (alone != nil) != o.kept.alone {
-		w.note("%s is not restored: the only vote moved since its image was made, and it would lead by that at once", o.Name)
-		return
-	}
 	if err := w.Restore(o.Name); err != nil {
 		w.violation(MeshRules, "%v", err)
 		return

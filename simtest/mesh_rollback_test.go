@@ -205,3 +205,82 @@ func TestWhatAnOldImageHoldsForTheOutsideIsNotSentAgain(t *testing.T) {
 		w.works("after the image")
 	})
 }
+
+// The only vote of two offices has moved since the image was made. The office
+// that had it then must not lead by that where the other is there; cut off, it
+// cannot know better and leads, but gives up all that once they meet.
+func TestAnImageInWhichAnOfficeHadTheOnlyVoteDoesNotBringItBack(t *testing.T) {
+	for _, cut := range []bool{false, true} {
+		t.Run(fmt.Sprintf("cut %v", cut), func(t *testing.T) {
+			story(t, two, func(t *testing.T, w *World) {
+				hq, plzen := w.Office("hq"), w.Office("plzen")
+				hq.Stop()
+				old := hq.image(t)
+				hq.Start()
+				w.works("after the image was taken")
+				if err := plzen.Ops().Transfer(Ctx(), "plzen"); err != nil {
+					t.Fatal(err)
+				}
+				w.Until("the vote has moved", time.Minute, func() bool {
+					return w.onlyVoter(plzen) != nil && hq.Status().Master == "plzen"
+				})
+				for i := range 6 { // more than hq could write by its old vote
+					if err := w.addUser("plzen", fmt.Sprintf("eva%d", i), "plzen"); err != nil {
+						t.Fatal(err)
+					}
+				}
+				w.Until("both have it", 5*time.Second, w.Equal)
+				time.Sleep(steady)
+				hq.Kill()
+				hq.restore(t, old)
+				if cut {
+					w.Cut("hq").From("plzen")
+				}
+				hq.Start()
+				if cut {
+					w.Until("it leads alone", 3*time.Second, func() bool { return hq.Status().Master == "hq" })
+					if err := w.addUser("hq", "ota", "hq"); err != nil {
+						t.Fatal(err)
+					}
+					if a, b := hq.Status().Term, plzen.Status().Term; a == b {
+						t.Errorf("both lead in term %d", a)
+					}
+					w.HealAll()
+				}
+				led := false
+				w.Until("it says so", 30*time.Second, func() bool {
+					led = led || hq.Status().Master == "hq"
+					return hq.condition("node.rolled-back") != ""
+				})
+				if !cut && led {
+					t.Error("it led by a vote that it no longer has")
+				}
+				w.works("hq was taken in anew")
+				if !w.has("hq", "eva5") || w.has("plzen", "ota") || w.has("hq", "ota") {
+					t.Error("the domain state is not the one of the office that has the vote")
+				}
+				hq.Stop()
+				hq.Start()
+				w.works("hq has restarted")
+			})
+		})
+	}
+}
+
+// The only voter whose disk is as it was leads without the other's word.
+func TestTheOnlyVoterLeadsThoughTheOtherIsAway(t *testing.T) {
+	story(t, two, func(t *testing.T, w *World) {
+		w.Office("plzen").Kill()
+		for range 3 {
+			w.Office("hq").Kill()
+			w.Start("hq")
+			took := w.Until("it leads", 3*time.Second, func() bool { return w.Office("hq").Status().Master == "hq" })
+			t.Logf("after %v", took)
+		}
+		if err := w.addUser("hq", "ota", "hq"); err != nil {
+			t.Fatal(err)
+		}
+		w.Start("plzen")
+		w.works("plzen is back")
+	})
+}

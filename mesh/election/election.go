@@ -91,6 +91,13 @@ type Deps struct {
 	// Trusted reports whether a node's vote may be asked for: not that of one
 	// which has forgotten what it voted. Nil trusts all.
 	Trusted func(mesh.NodeID) bool
+	// Vetted is closed when a peer has said that this node's disk is the one that
+	// it had. The only voter of several stands for election then, or after a
+	// moment. Nil: at once.
+	Vetted <-chan struct{}
+	// Blank makes an empty Machine, for the state of a leader whose log this node
+	// gets from its first entry on, beside its own; nil: only a snapshot will do.
+	Blank func() Machine
 	// Since returns the journal after an index, for the list of what a fork
 	// leaves behind.
 	Since  func(index uint64) []Command
@@ -124,6 +131,20 @@ type State struct {
 	Lineages []Lineage // the present one last; empty before the node belongs to a mesh
 }
 
+// LedWithout reports whether others lead without a node, as this one knows, or
+// can. Only a node that votes knows the latter: one that was never told of a
+// later vote has none itself, or one that is not enough.
+func (s State) LedWithout(id mesh.NodeID) bool {
+	if s.Master != 0 && s.Master != id {
+		return true
+	}
+	all, others := len(s.Voters), len(s.Voters)
+	if slices.Contains(s.Voters, id) {
+		others--
+	}
+	return slices.Contains(s.Voters, s.Self) && others > all/2
+}
+
 // Election runs one node's part. Make it with New, then Run it.
 type Election struct {
 	cfg  Config
@@ -133,6 +154,7 @@ type Election struct {
 
 	polling bool
 	added   time.Time // when a member was added last; owned by Run
+	given   []Command // the journal of a state that is given up for the leader's; Run's own
 	frozen  uint64    // the index of the frozen state that this run has written; Run's own
 
 	ops    chan func() // run by Run, one at a time

@@ -297,10 +297,115 @@ func TestARolledBackNodeFetchesAnew(t *testing.T) {
 		a := w.found(3, inMemory)
 		a.say("x")
 		b := w.nodes[2]
-		if err := b.FetchAnew(context.Background(), errors.New("an older image")); err != nil {
+		if err := b.FetchAnew(context.Background(), errors.New("an older image"), true); err != nil {
 			t.Fatal(err)
 		}
 		w.until(time.Minute, "it votes again", func() bool { l := b.current(); return l != nil && !l.trans.mute.Load() && w.equal(1, 2) })
 		b.say("y")
 	})
+}
+
+// The vote has moved since the image was made: what its node led by it is given
+// up whole, though entries of both logs may have one index and one term.
+func TestAnOldImageWithTheOnlyVoteIsGivenUpWhereAnotherLeads(t *testing.T) {
+	for _, own := range []int{0, 3, 40} {
+		bubble(t, func(t *testing.T, w *world) {
+			a := w.found(2, inMemory)
+			a.say("before the image")
+			b := w.nodes[2]
+			a.shut()
+			image, err := a.store.(*MemStorage).Copy()
+			if err != nil {
+				t.Fatal(err)
+			}
+			a = w.start(1, a.store)
+			a.say("after the image")
+			w.until(time.Minute, "b is up to date", func() bool { return w.equal(1, 2) })
+			if err := a.TransferTo(t.Context(), 2); err != nil {
+				t.Fatal(err)
+			}
+			w.until(time.Minute, "b has the only vote", func() bool {
+				s := b.State()
+				return s.Master == 2 && len(s.Voters) == 1 && w.equal(1, 2)
+			})
+			for i := range 10 {
+				b.say("b leads %d", i)
+			}
+			a.shut()
+			w.net.cut(1, 2, true)
+			a = w.start(1, image)
+			w.until(10*time.Second, "a leads by its old vote", func() bool { return w.master(1) != nil })
+			for i := range own {
+				a.say("forgotten %d", i)
+			}
+			why := errors.New("an older image")
+			if err := a.FetchAnew(t.Context(), why, false); err == nil {
+				t.Fatal("the only vote was given up though nobody else leads")
+			}
+			if err := a.FetchAnew(t.Context(), why, true); err != nil {
+				t.Fatal(err)
+			}
+			if text := a.m.text(); !strings.Contains(text, "before the image") {
+				t.Fatalf("readers see %q meanwhile", text)
+			}
+			w.net.cut(1, 2, false)
+			w.until(time.Minute, "a holds what b holds, and may vote", func() bool {
+				l := a.current()
+				return l != nil && !l.trans.mute.Load() && w.equal(1, 2)
+			})
+			if got := a.State().Forked; len(got) != own {
+				t.Errorf("%d commands are listed as forked, want %d: %v", len(got), own, got)
+			}
+			a.say("after all")
+			a.shut() // nothing of it comes back with a restart
+			a = w.start(1, image)
+			w.until(time.Minute, "both are equal", func() bool { return w.equal(1, 2) })
+			b.say("and on")
+			w.until(time.Minute, "both are equal", func() bool { return w.equal(1, 2) })
+		})
+	}
+}
+
+// Nobody may have led in a term by which a lone vote leads that nobody vouched for.
+func TestALoneVoteThatNobodyVouchesForLeadsInATermOfItsOwn(t *testing.T) {
+	bubble(t, func(t *testing.T, w *world) {
+		a := w.found(2, inMemory)
+		before := a.State().Authority.Term
+		for _, sound := range []bool{true, false} {
+			a.shut()
+			w.net.cut(1, 2, true)
+			w.vetted = make(chan struct{})
+			if sound {
+				close(w.vetted)
+			}
+			a = w.start(1, a.store)
+			took := w.until(standWait+time.Second, "it leads", func() bool { return w.master(1) != nil })
+			now := a.State().Authority.Term
+			if sound && (now != before+1 || took >= standWait) || !sound && (now < before+16 || took < standWait) {
+				t.Errorf("sound %v: term %d after %d, after %v", sound, now, before, took)
+			}
+			a.say("it leads")
+			w.net.cut(1, 2, false)
+			w.until(time.Minute, "the other follows", func() bool { return w.equal(1, 2) })
+			before = a.State().Authority.Term
+		}
+	})
+}
+
+func TestWhoMayLeadWithoutANode(t *testing.T) {
+	type ids = []mesh.NodeID
+	for _, x := range []struct {
+		master mesh.NodeID
+		voters ids
+		want   bool
+	}{
+		{2, ids{2}, true}, {3, ids{3, 4, 5}, true}, {1, ids{1}, false}, {0, ids{1}, false},
+		{0, ids{2}, true},     // this one is about to stand again
+		{0, ids{1, 2}, false}, // the other may have taken this one's vote since
+		{0, ids{1, 2, 3}, true}, {0, ids{3}, false}, {0, nil, false},
+	} {
+		if got := (State{Self: 2, Master: x.master, Voters: x.voters}).LedWithout(1); got != x.want {
+			t.Errorf("master %v, votes %v: %v", x.master, x.voters, got)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package election
 import (
 	"bytes"
 	"cmp"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -34,7 +35,9 @@ type life struct {
 	wg        sync.WaitGroup
 	readyTerm atomic.Uint64 // the term in which this master has applied all before it
 
-	must   atomic.Bool // a snapshot has to come before any command
+	must   atomic.Bool // the machine's state is not the leader's: all of that has to come first
+	beside Machine     // holds what has come of it, from the first command on; owned by turn
+	turn   sync.Mutex  // which machine a command goes to; held while one is applied
 	halted atomic.Pointer[error]
 	hurt   sync.Once
 
@@ -139,8 +142,8 @@ func (l *life) start() error {
 		return false
 	}))
 	l.wg.Go(l.attend)
-	if s, err := l.servers(); err == nil && votersOf(s) == 1 && slices.Contains(s, Server{l.e.cfg.Self, true}) {
-		l.wg.Go(l.standAtOnce)
+	if s, err := l.servers(); err == nil && onlyVoter(s, l.e.cfg.Self) {
+		l.wg.Go(func() { l.standAtOnce(len(s) > 1) })
 	}
 	l.wg.Go(func() {
 		for {
@@ -157,16 +160,58 @@ func (l *life) start() error {
 	return nil
 }
 
+// standWait is how long the only voter of several nodes waits for a word that
+// its disk is the one that it had: a few round trips of a slow line, less than
+// Raft itself would wait.
+const standWait = time.Second
+
 // standAtOnce has the only voter stand for election now: there is nobody whose
-// silence it would have to wait for.
-func (l *life) standAtOnce() {
+// silence it would have to wait for. Where there are others, its disk may be an
+// older one, and the vote may be theirs by now. So they are given a moment to say
+// so. It leads without their word, or nobody would while they are away, but then
+// far beyond the terms that it may have forgotten.
+func (l *life) standAtOnce(others bool) {
+	if others && l.e.d.Vetted != nil {
+		timer := time.NewTimer(standWait)
+		defer timer.Stop()
+		select {
+		case <-l.e.d.Vetted:
+		case <-timer.C:
+			if err := l.leap(); err != nil {
+				l.log.Warn("this node goes on in the terms that it knows", "err", err)
+			}
+		case <-l.quit:
+			return
+		}
+	}
 	if l.trans.mute.Load() {
 		return
 	}
-	self := []byte(l.e.cfg.Self.String())
-	now := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: self, Addr: self}}
+	self := l.self()
+	l.tell(&raft.TimeoutNowRequest{RPCHeader: self})
+}
+
+// leap has Raft go on in a term that nobody can have led in: what a leader of
+// such a term would send is all that makes Raft write one down.
+func (l *life) leap() error {
+	var b [2]byte
+	if _, err := io.ReadFull(l.e.d.Rand, b[:]); err != nil {
+		return fmt.Errorf("draw a term: %w", err)
+	}
+	self := l.self()
+	l.tell(&raft.AppendEntriesRequest{RPCHeader: self, Leader: self.Addr, Term: l.raft.CurrentTerm() + 16 + uint64(binary.BigEndian.Uint16(b[:]))})
+	return nil
+}
+
+func (l *life) self() raft.RPCHeader {
+	id := []byte(l.e.cfg.Self.String())
+	return raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: id, Addr: id}
+}
+
+// tell gives Raft what a peer might have sent.
+func (l *life) tell(what any) {
 	select {
-	case l.trans.rpc <- raft.RPC{Command: now, RespChan: make(chan raft.RPCResponse, 1)}:
+	case l.trans.rpc <- raft.RPC{Command: what, RespChan: make(chan raft.RPCResponse, 1)}:
 	case <-l.quit:
 	}
 }
@@ -297,7 +342,7 @@ func (l *life) perform(x Effect) error {
 
 // damaged is called from wherever a bad entry is met; Run begins anew.
 func (l *life) damaged(err error) {
-	l.hurt.Do(func() { l.e.later(func() { l.e.refetch(l, err) }) })
+	l.hurt.Do(func() { l.e.later(func() { l.e.refetch(l, err, false) }) })
 }
 
 // halt stops this life because the machine cannot apply what stands in the
@@ -318,13 +363,18 @@ func (f *fsm) Apply(entry *raft.Log) any {
 	if err := l.halted.Load(); err != nil {
 		return *err
 	}
+	l.turn.Lock()
+	defer l.turn.Unlock()
 	m := l.e.d.Machine
-	if at, _ := m.Applied(); entry.Index <= at && !l.must.Load() {
-		return nil // applied before Raft was started anew
-	}
 	if l.must.Load() {
-		l.damaged(errNoSnapshot)
-		return errNoSnapshot
+		var err error
+		if m, err = l.another(); err != nil {
+			l.damaged(err)
+			return err
+		}
+	}
+	if at, _ := m.Applied(); entry.Index <= at {
+		return nil // applied before Raft was started anew
 	}
 	res, err := m.Apply(entry.Index, entry.Term, entry.Data)
 	if err != nil {
@@ -354,6 +404,9 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	if err := l.halted.Load(); err != nil {
 		return *err
 	}
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	l.beside = nil
 	if err := l.e.d.Machine.Restore(r); err != nil {
 		l.halt(err)
 		return err
@@ -367,6 +420,45 @@ func (f *fsm) Restore(r io.ReadCloser) error {
 	}
 	l.e.wake()
 	return nil
+}
+
+// another returns the machine for what the leader sends from the first entry on,
+// while readers keep the state that this node had.
+func (l *life) another() (Machine, error) {
+	if l.beside == nil {
+		first, err := l.stores.log.FirstIndex()
+		if err != nil {
+			return nil, err
+		}
+		if first != 1 || l.e.d.Blank == nil {
+			return nil, errNoSnapshot
+		}
+		l.beside = l.e.d.Blank()
+	}
+	return l.beside, nil
+}
+
+// change gives the machine the state that has come beside it. It reports
+// whether the machine's state is the leader's now.
+func (l *life) change() (bool, error) {
+	l.turn.Lock()
+	defer l.turn.Unlock()
+	if !l.must.Load() {
+		return true, nil
+	}
+	if l.beside == nil {
+		return false, nil
+	}
+	b, err := encodeMachine(l.beside)
+	if err == nil {
+		err = l.e.d.Machine.Restore(bytes.NewReader(b))
+	}
+	if err != nil {
+		return false, fmt.Errorf("take the state that was fetched anew: %w", err)
+	}
+	l.beside = nil
+	l.must.Store(false)
+	return true, nil
 }
 
 type fsmSnapshot struct{ w io.WriterTo }

@@ -297,7 +297,9 @@ func (e *Election) ask(ctx context.Context, id mesh.NodeID, l *life) Contact {
 func (e *Election) reach(ctx context.Context, index uint64, behind string) error {
 	for {
 		changed := e.changes()
-		if at, _ := e.d.Machine.Applied(); at >= index {
+		// A state that is to be given up holds nothing of what was asked for.
+		l := e.current()
+		if at, _ := e.d.Machine.Applied(); at >= index && (l == nil || !l.must.Load()) {
 			return nil
 		}
 		select {

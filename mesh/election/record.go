@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 
 	"github.com/fxamacker/cbor/v2"
@@ -21,8 +20,9 @@ type record struct {
 	// Switching: the stores are of what was before Chain; they are to be set
 	// aside before anything else.
 	Switching bool `cbor:"2,keyasint,omitempty"`
-	// Must: the machine's state is of another lineage; a snapshot has to come
-	// before any command. Readers see the frozen state until then.
+	// Must: the machine's state is of another lineage, or of a log that never
+	// counted; the leader's has to come whole before it is changed. Readers see
+	// the frozen state until then.
 	Must bool `cbor:"3,keyasint,omitempty"`
 	// Wiped: this node lost its stores within the lineage and may not vote yet.
 	Wiped bool `cbor:"4,keyasint,omitempty"`
@@ -121,6 +121,9 @@ func (e *Election) tryBegin() error {
 			return err
 		}
 	}
+	if e.given = nil; rec.Must && rec.Wiped {
+		e.given = e.d.Since(0)
+	}
 	l, err := e.open()
 	if err == nil {
 		l.must.Store(rec.Must)
@@ -133,7 +136,7 @@ func (e *Election) tryBegin() error {
 		}
 	}
 	if errors.Is(err, ErrDamaged) && !rec.Switching {
-		return e.anew(err)
+		return e.anew(err, false)
 	}
 	if err != nil {
 		return err
@@ -215,54 +218,6 @@ func (e *Election) freeze(l *life, err error) {
 	}
 	e.end(false)
 	e.stop(fmt.Errorf("the domain state stands still at this node: %w", err))
-}
-
-// refetch throws this node's stores away and has the leader send all again.
-func (e *Election) refetch(l *life, cause error) {
-	if e.current() != l {
-		return
-	}
-	e.end(false)
-	if err := e.anew(cause); err != nil {
-		e.stop(err)
-	}
-}
-
-func (e *Election) anew(cause error) error {
-	e.log.Error("the election's log is damaged; it is set aside and fetched again", "err", cause)
-	e.mu.Lock()
-	e.damaged = cause.Error()
-	e.mu.Unlock()
-	if at, _ := e.d.Machine.Applied(); at > e.frozen { // at the start nothing is applied, and the copy is all there is
-		if err := e.saveFrozen(); err != nil {
-			return errors.Join(cause, err)
-		}
-	}
-	if err := e.saveRecord(func(r *record) { r.Switching, r.Wiped = true, true }); err != nil {
-		return errors.Join(cause, err)
-	}
-	return e.tryBegin()
-}
-
-// restored notes that the state of the lineage has arrived.
-func (e *Election) restored() {
-	e.frozen = 0 // of the lineage before
-	e.keepCopy()
-	if err := e.saveRecord(func(r *record) { r.Must = false }); err != nil {
-		e.log.Warn("the election's record could not be written", "err", err)
-	}
-}
-
-// caughtUp lets a node vote again that had lost its stores.
-func (e *Election) caughtUp(l *life) {
-	if e.current() != l || !l.trans.mute.Load() {
-		return
-	}
-	if err := e.saveRecord(func(r *record) { r.Wiped = false }); err != nil {
-		e.log.Warn("the election's record could not be written", "err", err)
-		return
-	}
-	l.trans.mute.Store(false)
 }
 
 // meet is told of a peer's lineage that is not ours. It may be called from
@@ -539,29 +494,6 @@ func (e *Election) stoppedWhy() string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.stopped
-}
-
-// FetchAnew throws away what this node keeps of Raft and has the leader send it
-// again; until it has caught up the node does not vote. It is for a node that
-// was found to run on an older image of its disk: it has forgotten what it
-// promised. On the only voter it would end the election: promote another node.
-func (e *Election) FetchAnew(ctx context.Context, why error) error {
-	var err error
-	if e2 := e.do(ctx, func() {
-		l := e.current()
-		if l == nil {
-			err = errStopped
-			return
-		}
-		if s, e3 := l.servers(); e3 != nil || votersOf(s) == 1 && slices.Contains(s, Server{e.cfg.Self, true}) {
-			err = errors.Join(e3, errors.New("this node holds the only vote: nobody could send it the state"))
-			return
-		}
-		e.refetch(l, why)
-	}); e2 != nil {
-		return e2
-	}
-	return err
 }
 
 // ForgetForked drops the list of forked commands: a person has read it.

@@ -142,6 +142,8 @@ type world struct {
 	net   *simNet
 	nodes map[mesh.NodeID]*node
 	n     int
+	// vetted is what nodes are started with.
+	vetted chan struct{}
 }
 
 type node struct {
@@ -168,7 +170,7 @@ func (w *world) start(id mesh.NodeID, store Storage) *node {
 		log = slog.New(slog.NewTextHandler(w.t.Output(), &slog.HandlerOptions{Level: slog.LevelInfo})).With("node", id)
 	}
 	e, err := New(Config{Self: id, TakeBack: 10 * time.Second}, Deps{Machine: n.m, Storage: store, Network: n.host, Forward: n.host, Members: n.m.members,
-		Reached: func(to mesh.NodeID) bool { return w.net.open(id, to) }, Since: n.m.since, Rand: rand.Reader, Logger: log})
+		Reached: func(to mesh.NodeID) bool { return w.net.open(id, to) }, Since: n.m.since, Vetted: w.vetted, Blank: func() Machine { return newLedger() }, Rand: rand.Reader, Logger: log})
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -1,0 +1,5 @@
+//go:build mutant_old_vote
+
+package election
+
+const givesUpItsVote = false
