@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"posthouse/appliance/clientca"
 	"posthouse/appliance/health"
@@ -52,7 +51,7 @@ func (c *certificates) open() error {
 		n.log.Error("the certificate for clients cannot be read; a new one is asked for", "err", err)
 		n.board.Set(health.Condition{Name: "tls.damaged", Severity: health.Notice, Text: sentence("the certificate for mail clients could not be read and is got anew: " + err.Error())})
 	}
-	own, err := clientca.SelfSigned(n.cfg.Host, time.Now(), n.env.Random)
+	own, err := clientca.SelfSigned(n.cfg.Host, n.now(), n.env.Random)
 	if err != nil {
 		return err
 	}
@@ -62,13 +61,13 @@ func (c *certificates) open() error {
 
 // config returns TLS settings that always show the certificate of now.
 func (c *certificates) config(protocols ...string) *tls.Config {
-	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }}
+	return &tls.Config{MinVersion: tls.VersionTLS12, Time: c.n.now, NextProtos: protocols, GetCertificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return c.current.Load(), nil }}
 }
 
 // found makes the authority of a new mesh: its certificate, and both certificate
 // and key, PEM, which are a secret for the domain state alone.
 func (c *certificates) found(domain string, networks []netip.Prefix) (certificate, secret []byte, err error) {
-	a, err := clientca.New([]string{domain}, networks, time.Now(), c.n.env.Random)
+	a, err := clientca.New([]string{domain}, networks, c.n.now(), c.n.env.Random)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -110,7 +109,7 @@ func (c *certificates) due() bool {
 		return false
 	}
 	leaf, err := x509.ParseCertificate(c.current.Load().Certificate[0])
-	if err != nil || leaf.Issuer.String() == leaf.Subject.String() || time.Until(leaf.NotAfter) < clientca.RenewBefore {
+	if err != nil || leaf.Issuer.String() == leaf.Subject.String() || leaf.NotAfter.Sub(c.n.now()) < clientca.RenewBefore || c.n.now().Before(leaf.NotBefore) {
 		return true
 	}
 	hosts, _ := c.names()
@@ -136,7 +135,7 @@ func (c *certificates) sign(peer mesh.NodeID, csr []byte) ([]byte, error) {
 	if !ok || !x.Member() {
 		return nil, errors.New("not a member")
 	}
-	return a.Issue(csr, func(h string) bool { return h == x.Host || h == x.ClientName || h == c.n.state.Settings().ClientName }, time.Now(), c.n.env.Random)
+	return a.Issue(csr, func(h string) bool { return h == x.Host || h == x.ClientName || h == c.n.state.Settings().ClientName }, c.n.now(), c.n.env.Random)
 }
 
 // renew gets a certificate when one is due: signed here by a candidate, asked

@@ -35,7 +35,7 @@ func (n *Node) openDoors(g *group) (drain func(), err error) {
 	}
 	chain := filter.New(n.part("filter"))
 	in := intake.New(intake.Deps{
-		Node: n.id, Host: func() string { return n.cfg.Host }, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit,
+		Now: n.now, Node: n.id, Host: func() string { return n.cfg.Host }, NewDraft: n.journal.NewDraft, Admit: n.journal.Admit,
 		Router: custody{n.dir, n.queue}, MaySend: n.dir.mayWrite, Random: n.env.Random, Archive: archive.Nothing{},
 		Filter: func(ctx context.Context, env *transport.Envelope, rcpts []intake.Rcpt, body transport.Body) ([]string, *transport.Fault) {
 			m := &filter.Mail{Envelope: env, Body: body}
@@ -253,7 +253,7 @@ func (n *Node) outside(transport.Destination) transport.Carrier {
 		}
 		return nil
 	}
-	c, err := smtpout.New(cfg, smtpout.Deps{Resolver: n.env.Resolver, Ready: ready, Dial: n.env.Dial, Logger: n.part("smtpout"), Rand: n.env.Random,
+	c, err := smtpout.New(cfg, smtpout.Deps{Resolver: n.env.Resolver, Ready: ready, Dial: n.env.Dial, Logger: n.part("smtpout"), Rand: n.env.Random, TLS: &tls.Config{Time: n.now},
 		OwnName: func(host string) bool {
 			return slices.ContainsFunc(n.state.Members(), func(x *domain.Node) bool { return strings.EqualFold(x.Host, strings.TrimSuffix(host, ".")) })
 		}})

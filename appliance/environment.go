@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"posthouse/mailstore/kv"
 	"posthouse/mailstore/log"
@@ -34,6 +35,12 @@ type Environment struct {
 	Election func(dir string) (election.Storage, error)
 	// Small files of the node: identity, intent, certificates.
 	Files Files
+	// Now is the wall clock, which people and time servers set: it may jump, and
+	// has no monotonic reading. It says when things were, for people and other
+	// machines: in headers, records, certificates and tokens. How long a thing
+	// takes, and when a timer ends, is package time's, whatever this shows. Nil:
+	// the machine's.
+	Now func() time.Time
 	// Random is a source of secrets and ids.
 	Random io.Reader
 	Logger *slog.Logger

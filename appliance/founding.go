@@ -180,6 +180,7 @@ func (n *Node) join(ctx context.Context, in joining.Intent) {
 		Self: func() joining.Request {
 			return joining.Request{Node: n.id, Name: n.cfg.Name, Host: n.cfg.Host, Addresses: n.addresses(), Software: n.version, Level: domain.Level, Seal: n.key.SealKey(), Plain: in.Member}
 		},
+		Now: n.now,
 		SRV: n.lookUpSRV, Host: n.env.Resolver.LookupHost, Dial: n.dialDoor,
 		Progress: func(line string) { n.joinLine(line) },
 		Failed: func(f *joining.Failure) {
@@ -290,7 +291,7 @@ func (n *Node) keepDoor(ctx context.Context) error {
 	}
 	defer l.Close()
 	decoy := newID()
-	d := &joining.Door{Key: n.key, Name: n.cfg.Name, Software: n.version, Decoy: decoy[:],
+	d := &joining.Door{Key: n.key, Name: n.cfg.Name, Software: n.version, Now: n.now, Decoy: decoy[:],
 		Current: n.current,
 		Token: func(public []byte) (mesh.ID, bool) {
 			for _, t := range n.state.Tokens() {
@@ -387,7 +388,7 @@ func (n *Node) apply(ctx context.Context, key mesh.KeyHash, q *joining.Request, 
 		if p.Key != key {
 			continue
 		}
-		switch p.StateAt(domain.TimeOf(time.Now())) {
+		switch p.StateAt(domain.TimeOf(n.now())) {
 		case domain.PendingOpen:
 			return joining.Verdict{Code: "join.pending", Text: "The node waits for an admin's approval; its code is " + p.Code + "."}
 		case domain.PendingRefused:

@@ -31,7 +31,7 @@ func (n *Node) housekeep(ctx context.Context) error {
 	log := n.part("store")
 	t := time.NewTimer(tidyFirst)
 	defer t.Stop()
-	night := nextNight(time.Now())
+	night := nextNight(n.env.Now())
 	for {
 		select {
 		case <-ctx.Done():
@@ -39,8 +39,8 @@ func (n *Node) housekeep(ctx context.Context) error {
 		case <-t.C:
 		}
 		opt := journal.TidyOptions{Rate: tidyRate}
-		if now := time.Now(); !now.Before(night) {
-			night = nextNight(now)
+		var come bool
+		if come, night = nightCome(night, n.env.Now()); come {
 			opt.Growth = nightGrowth
 			if err := n.journal.Verify(ctx); err != nil && ctx.Err() == nil {
 				log.Error("verify the index", "err", err) // there is a condition for it
@@ -57,6 +57,16 @@ func (n *Node) housekeep(ctx context.Context) error {
 		n.showStore()
 		t.Reset(tidyEvery)
 	}
+}
+
+// nightCome reports whether the night that was waited for has come, and returns
+// the one to wait for now. A clock that was set back does not put it off: a night
+// is never more than a day (of 25 hours, once a year) away.
+func nightCome(night, now time.Time) (come bool, next time.Time) {
+	if now.Before(night) && night.Sub(now) <= 25*time.Hour {
+		return false, night
+	}
+	return !now.Before(night), nextNight(now)
 }
 
 // nextNight returns the first time after now at which the clock shows nightHour.

@@ -165,7 +165,7 @@ func (n *Node) membership(ctx context.Context) error {
 		Machine: n.state, Storage: storage, Network: raftNetwork{n, l}, Forward: forwarder{n}, Members: n.voters,
 		Trusted: func(id mesh.NodeID) bool { return !n.witness.suspect(id) }, Vetted: n.sound,
 		Blank:   func() election.Machine { return domain.NewMachine() },
-		Reached: n.reached, Since: n.commandsSince, Rand: n.env.Random, Logger: n.part("election"),
+		Reached: n.reached, Since: n.commandsSince, Now: n.now, Rand: n.env.Random, Logger: n.part("election"),
 	})
 	if err != nil {
 		return err

@@ -114,6 +114,9 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 		return nil, err
 	}
 	n := &Node{cfg: cfg, env: env, version: version, check: check, state: domain.NewMachine(), startup: make(chan struct{}), restored: make(chan struct{}), seals: make(chan struct{}, 1)}
+	if n.env.Now == nil {
+		n.env.Now = func() time.Time { return time.Now().Round(0) }
+	}
 	n.env.Files = newTwofold(env.Files, n.mended)
 	n.began, n.rec = time.Now(), newKeeper(n.env.Files, cfg.Data)
 	n.vetted = make(chan struct{})
@@ -131,6 +134,9 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	n.desk = login.NewDesk(check, n.verifierHere)
 	return n, nil
 }
+
+// now is what the wall clock shows, UTC: see Environment.Now.
+func (n *Node) now() time.Time { return n.env.Now().UTC() }
 
 func (n *Node) part(name string) *slog.Logger { return n.log.With("part", name) }
 

@@ -28,7 +28,7 @@ func (n *Node) Tokens(context.Context) ([]admin.Token, error) {
 			x.State = "revoked"
 		case len(used) > 0 && !t.Reusable:
 			x.State = "used"
-		case time.Now().After(t.Expires.Std()):
+		case n.now().After(t.Expires.Std()):
 			x.State = "expired"
 		}
 		out = append(out, x)
@@ -61,7 +61,7 @@ func (n *Node) CreateToken(ctx context.Context, r admin.TokenRequest) (admin.Tok
 	if _, err := n.propose(ctx, c); err != nil {
 		return admin.Token{}, err
 	}
-	return admin.Token{ID: c.ID.String(), Secret: t.Encode(), Reusable: r.Reusable, Expires: time.Now().Add(time.Duration(r.Hours) * time.Hour).UTC(), State: "open"}, nil
+	return admin.Token{ID: c.ID.String(), Secret: t.Encode(), Reusable: r.Reusable, Expires: n.now().Add(time.Duration(r.Hours) * time.Hour), State: "open"}, nil
 }
 
 // RevokeToken implements admin.Operations.
@@ -78,7 +78,7 @@ func (n *Node) RevokeToken(ctx context.Context, id string) error {
 func (n *Node) PendingNodes(context.Context) ([]admin.Pending, error) {
 	out := []admin.Pending{}
 	for _, p := range n.state.Applications() {
-		if p.StateAt(domain.TimeOf(time.Now())) != domain.PendingOpen {
+		if p.StateAt(domain.TimeOf(n.now())) != domain.PendingOpen {
 			continue
 		}
 		x := admin.Pending{ID: p.ID.String(), Name: p.Name, Host: p.Host, From: strings.Join(p.Addresses, ", "), Code: p.Code, Since: p.Asked.Std(), State: "pending"}

@@ -41,7 +41,7 @@ func (n *Node) buildRelay() {
 			x, ok := n.state.Node(n.id)
 			return ok && x.Member() && x.Gateway
 		},
-		Home: relayHome{n}, Gateway: n.queue, Origin: n.queue, NewDraft: n.journal.NewDraft, Logger: n.part("relay"),
+		Home: relayHome{n}, Gateway: n.queue, Origin: n.queue, NewDraft: n.journal.NewDraft, Now: n.now, Logger: n.part("relay"),
 	})
 }
 

@@ -18,7 +18,7 @@ import (
 
 // Status implements admin.Operations.
 func (n *Node) Status(context.Context) (admin.Status, error) {
-	s := admin.Status{Node: n.cfg.Name, Host: n.cfg.Host, State: string(*n.phase.Load()), Version: n.version, AsOf: time.Now().UTC(), Uptime: int64(time.Since(n.began).Seconds())}
+	s := admin.Status{Node: n.cfg.Name, Host: n.cfg.Host, State: string(*n.phase.Load()), Version: n.version, AsOf: n.now(), Uptime: int64(time.Since(n.began).Seconds())}
 	if ds := n.state.LocalDomains(); len(ds) > 0 {
 		s.Domain = ds[0].Name
 	} else {
@@ -274,7 +274,7 @@ func (n *Node) queueEntry(d queue.DestRow, l queue.LegRow) admin.QueueEntry {
 			e.Held = "undeliverable"
 		case queue.Waiting:
 			if wait := max(r.RetryIn, d.RetryIn); d.Key.Scope == transport.ScopeOutside && wait > 0 {
-				t := time.Now().Add(wait).UTC()
+				t := n.now().Add(wait)
 				e.Next = &t
 			}
 		}

@@ -25,7 +25,7 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("open the store: %w", err)
 	}
-	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Self: n.id, Fuller: n.notify, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
+	n.store = mailstore.New(n.journal, mailstore.Options{Quota: n.quota, Self: n.id, Now: n.now, Fuller: n.notify, Home: func(m mesh.MailboxID) (mesh.NodeID, uint64) {
 		home, version, _ := n.state.Home(m)
 		return home, version
 	}})
@@ -34,6 +34,7 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 		Member: func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
 		Host:   func() string { return n.cfg.Host }, Postmaster: n.postmaster,
 		Finals: func(origin mesh.NodeID) { n.relay.Finals(origin) }, Event: n.mailLog, Rand: n.env.Random, Logger: n.part("queue"),
+		Clock: queueClock{n.env.Now, n.began},
 	}))
 	if err := n.journal.Start(ctx); err != nil {
 		n.journal.Close()
@@ -42,6 +43,20 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 	n.showStore()
 	return nil
 }
+
+// queueClock implements queue.Clock: ages by the monotonic clock, dates by the wall's.
+type queueClock struct {
+	now   func() time.Time
+	began time.Time
+}
+
+func (c queueClock) Elapsed() time.Duration {
+	if agesByWallClock {
+		return c.now().Sub(c.began)
+	}
+	return time.Since(c.began)
+}
+func (c queueClock) Now() time.Time { return c.now() }
 
 func (n *Node) closeStore() {
 	if err := n.journal.Close(); err != nil {

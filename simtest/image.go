@@ -219,6 +219,7 @@ func (w *World) Replace(office string, limit time.Duration) error {
 			time.Sleep(5 * time.Second)
 			o.Start()
 		}
+		w.renewToken(o, door)
 		return o.Status().State == string(mesh.Serving)
 	})
 	if !ok {

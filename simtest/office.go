@@ -60,6 +60,7 @@ type Office struct {
 
 	hands      chan struct{} // held by whoever starts the node, or works on its disk
 	kept       *image        // of its disk; nil: none
+	clock      atomic.Int64  // how far its wall clock is off
 	rolledBack atomic.Bool   // it was restored from an image
 	gateway    bool          // may send mail to the outside by itself
 
@@ -165,7 +166,7 @@ func (o *Office) start() {
 			}
 			return o.w.dial(ctx, netip.AddrPortFrom(o.Addr, nodePort), address)
 		},
-		Resolver: names{o.w}, Disk: o.disk(), View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader,
+		Resolver: names{o.w}, Disk: o.disk(), View: o.viewOptions(), Files: files{appliance.DiskFiles(), p}, Random: rand.Reader, Now: o.now,
 		Election: func(dir string) (election.Storage, error) {
 			if o.votesOnDisk {
 				return election.NewFileStorage(dir)

@@ -62,6 +62,8 @@ const (
 	EvFlipped Kind = "flipped" // F3: N per cent of the packets have a wrong bit
 	EvNarrow  Kind = "narrow"  // F2: packets of more than N bytes are lost, smaller ones pass
 
+	EvClock Kind = "clock" // F16: A's wall clock is set Span off the right time
+
 	EvImage    Kind = "image"     // A is stopped for a moment, and its disk copied
 	EvRestore  Kind = "restore"   // F15: A is powered off and comes back with that copy
 	EvLoseDisk Kind = "lose-disk" // F15: A's disk is gone; after Span a new node of its name joins and replaces it
@@ -121,6 +123,7 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 	p := NewPlan(seed, nodes, length)
 	p.members(rand.New(rand.NewPCG(seed, 5)))
 	p.packets(rand.New(rand.NewPCG(seed, 6)))
+	p.clocks(rand.New(rand.NewPCG(seed, 8)))
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
 	p.RealSizes(rand.New(rand.NewPCG(seed, 7)), randomBytes)
 	return p

@@ -264,6 +264,9 @@ func (x *player) do(e Event) {
 			x.r.Faults[e.Do]++
 		}
 		o.Fill(int64(e.N))
+	case EvClock:
+		x.r.Faults[e.Do]++
+		o.Clock(e.Span)
 	case EvTransfer:
 		x.run(e.Do, func() {
 			for _, m := range w.Offices {

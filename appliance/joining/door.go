@@ -45,6 +45,8 @@ type Door struct {
 	Name string
 	// Software is this node's version.
 	Software string
+	// Now is the wall clock, UTC: the joiner compares its own with it.
+	Now func() time.Time
 	// Decoy is a secret of this process: it makes the salts of unknown admins.
 	Decoy []byte
 }
@@ -58,7 +60,7 @@ func (d *Door) Serve(ctx context.Context, s *Session, from netip.AddrPort) error
 		return err
 	}
 	a := d.decide(ctx, s, &q, from)
-	a.Version, a.Name, a.Software, a.Clock = Service, d.Name, d.Software, time.Now().UTC()
+	a.Version, a.Name, a.Software, a.Clock = Service, d.Name, d.Software, d.Now()
 	if err := writeFrame(s.Conn, a); err != nil {
 		return err
 	}

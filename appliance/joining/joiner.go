@@ -80,6 +80,7 @@ type Admission struct {
 type Joiner struct {
 	Self func() Request // all but the door's fields
 	Key  *identity.Key
+	Now  func() time.Time // the wall clock, UTC
 	// SRV and Host look names up; a host may give several addresses.
 	SRV  func(ctx context.Context, name string) ([]string, error) // host:port, best first
 	Host func(ctx context.Context, host string) ([]string, error)
@@ -253,7 +254,7 @@ func (j *Joiner) knock(ctx context.Context, addr string, in Intent, token *ident
 	defer stop()
 	j.Progress("key ok")
 	q := j.Self()
-	q.Version, q.Clock = Service, time.Now().UTC()
+	q.Version, q.Clock = Service, j.Now()
 	switch {
 	case token != nil:
 		q.Token, q.Proof = token.PublicKey(), token.Prove(s.Exporter, own)
@@ -278,7 +279,7 @@ func (j *Joiner) knock(ctx context.Context, addr string, in Intent, token *ident
 			return nil, &Failure{Code: "join.unreachable", Text: addr + " stopped answering.", Cause: err}
 		}
 	}
-	if skew := time.Since(a.Clock); !a.Clock.IsZero() {
+	if skew := j.Now().Sub(a.Clock); !a.Clock.IsZero() {
 		j.Progress(fmt.Sprintf("clock %+.1f s … version %s", skew.Seconds(), a.Software))
 		if skew > maxSkew || skew < -maxSkew {
 			j.Failed(&Failure{Code: "join.clock", Text: fmt.Sprintf("This machine's clock differs from the mesh's by %v.", skew.Round(time.Second)), Next: failures["join.clock"].next})

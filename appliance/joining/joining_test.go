@@ -29,8 +29,9 @@ type world struct {
 	began    time.Time
 	asked    []string // token or actor of each admission
 	down     atomic.Bool
-	behind   error        // why the door cannot know whether its copy is current
-	seen     mesh.KeyHash // what the joiner sees instead of the door's key, if set
+	ahead    time.Duration // how far the joiner's clock is off
+	behind   error         // why the door cannot know whether its copy is current
+	seen     mesh.KeyHash  // what the joiner sees instead of the door's key, if set
 }
 
 func newWorld(t *testing.T) *world {
@@ -52,7 +53,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	w := &world{token: tok, began: time.Now(), verdict: Verdict{Code: "admitted", Node: 42}}
-	w.door = &Door{Key: doorKey, Name: "hq", Software: "1.0", Decoy: []byte("x"), Judges: func() string { return "" },
+	w.door = &Door{Key: doorKey, Name: "hq", Software: "1.0", Decoy: []byte("x"), Now: time.Now, Judges: func() string { return "" },
 		Fail:    func(string) time.Duration { return time.Second },
 		Current: func(context.Context) error { return w.behind },
 		Token:   func(p []byte) (mesh.ID, bool) { return mesh.ID{1}, bytes.Equal(p, tok.PublicKey()) },
@@ -76,7 +77,7 @@ func newWorld(t *testing.T) *world {
 		Welcome: func(a *Answer) {
 			a.Users, a.CA, a.Domain, a.Peers = 214, []byte("ca"), "company.test", []Peer{{ID: 1, Name: "hq"}, {ID: 42, Name: "plzen"}}
 		}}
-	w.joiner = &Joiner{Key: joinKey, Self: func() Request {
+	w.joiner = &Joiner{Key: joinKey, Now: func() time.Time { return time.Now().Add(w.ahead) }, Self: func() Request {
 		return Request{Node: 42, Name: "plzen", Host: "plzen.company.test", Software: "1.0"}
 	},
 		SRV: func(_ context.Context, name string) ([]string, error) {
@@ -149,6 +150,10 @@ func TestEveryFailureHasAName(t *testing.T) {
 	}{
 		{"a name that does not exist", "join.dns", func(*world) Intent { return Intent{Target: "nowhere.test"} }},
 		{"nobody answers", "join.unreachable", func(w *world) Intent { w.down.Store(true); return Intent{Target: "company.test"} }},
+		{"a clock that is three days off", "join.clock", func(w *world) Intent {
+			w.ahead, w.verdict = -72*time.Hour, Verdict{Code: "join.pending", Text: "It waits."}
+			return Intent{Target: "company.test"}
+		}},
 		{"the node itself", "join.self", func(w *world) Intent { w.seen = w.joiner.Key.Hash(); return Intent{Target: "company.test"} }},
 		{"another mesh than the token's", "join.fingerprint", func(w *world) Intent { w.seen[0] = 1; return Intent{Target: w.token.Encode()} }},
 		{"a mistyped token", "join.token", func(w *world) Intent { return Intent{Target: "PH1-ABCDEF"} }},
@@ -187,18 +192,6 @@ func TestEveryFailureHasAName(t *testing.T) {
 			w.joiner.Dial = func(_ context.Context, _ string, expect func(mesh.KeyHash) error) (*Session, error) {
 				expect(mesh.KeyHash{9})
 				return nil, errors.New("no application protocol")
-			}
-			return Intent{Target: "company.test"}
-		}},
-		{"a clock that is far off", "join.clock", func(w *world) Intent {
-			w.joiner.Dial = func(context.Context, string, func(mesh.KeyHash) error) (*Session, error) {
-				a, b := net.Pipe()
-				go func() {
-					var q Request
-					readFrame(b, &q)
-					writeFrame(b, &Answer{Code: "join.refused", Text: "No.", Clock: time.Now().Add(time.Hour)})
-				}()
-				return &Session{a, a.SetDeadline, mesh.KeyHash{9}, nil}, nil
 			}
 			return Intent{Target: "company.test"}
 		}},

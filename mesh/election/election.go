@@ -100,7 +100,10 @@ type Deps struct {
 	Blank func() Machine
 	// Since returns the journal after an index, for the list of what a fork
 	// leaves behind.
-	Since  func(index uint64) []Command
+	Since func(index uint64) []Command
+	// Now is the wall clock, for the date of what this node orders as master.
+	// Nil: time.Now.
+	Now    func() time.Time
 	Rand   io.Reader
 	Logger *slog.Logger
 }
@@ -208,6 +211,9 @@ func New(cfg Config, d Deps) (*Election, error) {
 	def(&cfg.Patience, 10*time.Second)
 	if d.Reached == nil {
 		d.Reached = func(mesh.NodeID) bool { return false }
+	}
+	if d.Now == nil {
+		d.Now = time.Now
 	}
 	if d.Trusted == nil {
 		d.Trusted = func(mesh.NodeID) bool { return true }

@@ -258,7 +258,7 @@ func (e *Election) confirm(l *life) (reply, error) {
 
 // order puts a command into the log.
 func (e *Election) order(l *life, from mesh.NodeID, command []byte) (reply, error) {
-	prepared, err := e.d.Machine.Prepare(command, from, time.Now())
+	prepared, err := e.d.Machine.Prepare(command, from, e.d.Now())
 	if err != nil {
 		return reply{}, err
 	}

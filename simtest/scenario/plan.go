@@ -152,6 +152,8 @@ func (p *planner) event(e Event) {
 		each(simtest.Event{Do: simtest.EvFull, N: -1}, simtest.Event{})
 	case "slow_disk":
 		each(simtest.Event{Do: simtest.EvSlowDisk, Span: time.Duration(e.By)}, simtest.Event{Do: simtest.EvSlowDisk})
+	case "clock":
+		each(simtest.Event{Do: simtest.EvClock, Span: time.Duration(e.By)}, simtest.Event{Do: simtest.EvClock})
 	case "burn":
 		each(simtest.Event{Do: simtest.EvBurn}, simtest.Event{})
 	case "image":
@@ -170,7 +172,7 @@ func (p *planner) event(e Event) {
 	case "lead":
 		each(simtest.Event{Do: simtest.EvTransfer}, simtest.Event{})
 	case "change":
-		for i, t := 0, at; t < end; i, t = i+1, t+max(time.Second, p.span(e.By)) {
+		for i, t := 0, at; t < end; i, t = i+1, t+max(time.Second, p.span(Span(e.By))) {
 			p.add(t, simtest.Event{Do: simtest.EvWrite, A: []string{who[i%len(who)]}, N: int(at/time.Second)*1000 + i})
 		}
 	case "send":

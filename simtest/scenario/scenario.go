@@ -97,6 +97,7 @@ type Event struct {
 	FullDisk Names `toml:"full_disk"`
 	FreeDisk Names `toml:"free_disk"`
 	SlowDisk Names `toml:"slow_disk"` // each sync takes By
+	Clock    Names `toml:"clock"`     // the wall clock is By ahead; with a minus, behind
 	Burn     Names `toml:"burn"`      // everything at the office is gone for ever
 	Image    Names `toml:"image"`     // stopped for a moment: a copy of its disk is made
 	Restore  Names `toml:"restore"`   // comes back with that copy, once the others know how far it was
@@ -116,7 +117,7 @@ type Event struct {
 	From   Names   `toml:"from"`
 	Toward Names   `toml:"toward"`
 	To     Names   `toml:"to"`
-	By     Span    `toml:"by"`
+	By     Shift   `toml:"by"`
 	Loss   Percent `toml:"loss"`
 	Down   Span    `toml:"down"`
 	Up     Span    `toml:"up"`
@@ -130,7 +131,7 @@ var verbs = map[string]verb{
 	"cut": {may: "for from toward"}, "slow": {"for from toward by", "by"}, "lossy": {"for from toward loss", "loss"},
 	"flap": {"for from down up", "for down up"}, "heal": {may: "from"},
 	"kill": {may: "for"}, "stop": {may: "for"}, "start": {}, "restart": {may: "down up"},
-	"full_disk": {may: "for"}, "free_disk": {}, "slow_disk": {"for by", "by"}, "burn": {},
+	"full_disk": {may: "for"}, "free_disk": {}, "slow_disk": {"for by", "by"}, "clock": {"for by", "by"}, "burn": {},
 	"image": {}, "restore": {}, "lose_disk": {may: "for"},
 	"join": {may: "from"}, "revoke": {}, "promote": {}, "lead": {}, "change": {"for by", "for by"},
 	"send": {"for from to", "from to"}, "outside": {may: "for"},
@@ -301,6 +302,9 @@ func (c *checker) event(i int, e Event) {
 	}
 	if e.At > c.s.Length {
 		c.bad("event.at", i, "%v is after the end, which is at %v", e.At, c.s.Length)
+	}
+	if e.By < 0 && name != "clock" {
+		c.bad("event.by", i, "%v: only a clock is less than it was", e.By)
 	}
 	if e.Outside != "" && e.Outside != "shut" {
 		c.bad("event.outside", i, "%q: want \"shut\"", e.Outside)

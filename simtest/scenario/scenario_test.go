@@ -40,6 +40,8 @@ func TestAWrongFileNamesKeyLineAndSuggestion(t *testing.T) {
 		{"a founder that joins", "[[event]]\njoin = \"hq\"", `x:15: event.join: hq founds the mesh`},
 		{"a line to itself", "[[line]]\nbetween = [\"hq\", \"hq\"]", `x:15: line.between: want two offices`},
 		{"a bandwidth in words", "[[line]]\nbetween = [\"hq\", \"plzen\"]\nbandwidth = \"fast\"", `want a bandwidth such as "2 Mbit/s"`},
+		{"a disk that is slower by less than nothing", "[[event]]\nslow_disk = \"hq\"\nby = \"-3 s\"", `x:16: event.by: -3 s: only a clock`},
+		{"a clock that is off by nothing known", "[[event]]\nclock = \"hq\"", `x:15: event.clock: needs "by" beside it`},
 		{"sizes in words", "[mail]\nsizes = \"large\"", `x:15: mail.sizes: "large": want "real"`},
 		{"a name twice", "[[office]]\nname = \"hq\"", `x:15: office.name: "hq" stands twice`},
 	} {

@@ -56,6 +56,30 @@ func (s *Span) UnmarshalText(b []byte) error {
 // String writes it as a person would.
 func (s Span) String() string { return Spell(time.Duration(s)) }
 
+// Shift is a Span that may go back: "-3 days".
+type Shift time.Duration
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (s *Shift) UnmarshalText(b []byte) error {
+	text, back := strings.CutPrefix(strings.TrimSpace(string(b)), "-")
+	var span Span
+	if err := span.UnmarshalText([]byte(text)); err != nil {
+		return fmt.Errorf("%q: want a time such as \"90 s\" or \"1 day\"", b)
+	}
+	if *s = Shift(span); back {
+		*s = -*s
+	}
+	return nil
+}
+
+// String writes it as a person would.
+func (s Shift) String() string {
+	if s < 0 {
+		return "-" + Spell(-time.Duration(s))
+	}
+	return Spell(time.Duration(s))
+}
+
 // Spell writes a duration as a person would: "1 day 2 h", "5 min", "30 s".
 func Spell(d time.Duration) string {
 	if d < time.Second {

@@ -76,6 +76,8 @@ type Deps struct {
 	// write as a.
 	MaySend func(login string, a mesh.Address) bool
 	Random  io.Reader
+	// Now is the wall clock, for Received and Date. Nil: time.Now.
+	Now func() time.Time
 }
 
 // Intake takes messages. It is safe for concurrent use.
@@ -86,7 +88,12 @@ type Intake struct {
 }
 
 // New returns an Intake.
-func New(d Deps) *Intake { return &Intake{d: d, large: make(chan struct{}, 1)} }
+func New(d Deps) *Intake {
+	if d.Now == nil {
+		d.Now = time.Now
+	}
+	return &Intake{d: d, large: make(chan struct{}, 1)}
+}
 
 // Accept reads body to its clean end and takes the message into custody; the
 // queue id is returned once it is on disk. Any error means that nothing was
@@ -98,7 +105,7 @@ func (in *Intake) Accept(ctx context.Context, env *transport.Envelope, rcpts []R
 	if _, err := io.ReadFull(in.d.Random, env.ID[:]); err != nil {
 		return "", fmt.Errorf("make message id: %w", err)
 	}
-	env.EntryNode, env.EntryTime = in.d.Node, time.Now().UTC()
+	env.EntryNode, env.EntryTime = in.d.Node, in.d.Now().UTC()
 
 	head, rest, err := readHeader(body)
 	if err != nil {

@@ -98,7 +98,9 @@ type Deps struct {
 	NewDraft  func() *log.Draft
 	// Trace returns the header fields that this hop puts before a message from
 	// that peer: complete lines, CRLF. Nil: one Received field.
-	Trace  func(peer mesh.NodeID, env *transport.Envelope) []byte
+	Trace func(peer mesh.NodeID, env *transport.Envelope) []byte
+	// Now is the wall clock, for that field. Nil: time.Now.
+	Now    func() time.Time
 	Logger *slog.Logger
 }
 
@@ -119,6 +121,9 @@ func New(d Deps) *Relay {
 	if d.Logger == nil {
 		d.Logger = slog.New(slog.DiscardHandler)
 	}
+	if d.Now == nil {
+		d.Now = time.Now
+	}
 	r := &Relay{d: d, kick: make(chan struct{}, 1), todo: map[mesh.NodeID]time.Duration{}, doing: map[mesh.NodeID]bool{}, shunned: map[mesh.NodeID]time.Time{}}
 	if r.d.Trace == nil {
 		r.d.Trace = r.trace
@@ -129,7 +134,7 @@ func New(d Deps) *Relay {
 // trace is the Received field of RFC 5321 section 4.4, one a hop.
 func (r *Relay) trace(peer mesh.NodeID, env *transport.Envelope) []byte {
 	return fmt.Appendf(nil, "Received: from %s by %s with QUIC\r\n\tid %s; %s\r\n",
-		r.d.Name(peer), r.d.Name(r.d.Self), env.ID, time.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 -0700"))
+		r.d.Name(peer), r.d.Name(r.d.Self), env.ID, r.d.Now().UTC().Format("Mon, 02 Jan 2006 15:04:05 -0700"))
 }
 
 // stream is the client's end of a stream.

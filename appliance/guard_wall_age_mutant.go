@@ -1,0 +1,5 @@
+//go:build mutant_wall_age
+
+package appliance
+
+const agesByWallClock = true
