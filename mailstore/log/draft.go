@@ -254,6 +254,8 @@ func (d *Draft) drop() {
 		d.f.Close()
 		d.f = nil
 	}
+	// Who has read it may have left it open: its room on the disk would stay taken.
+	d.l.files.forget(d.number)
 	// What cannot be removed now is removed at the next open.
 	if d.l.fs.Remove(d.l.path(d.number, extTemp)) != nil {
 		d.l.fs.Remove(d.l.path(d.number, extBody))

@@ -373,6 +373,33 @@ func TestAdmitHoldsBackWhileTheWriterOrSyncedIsBehind(t *testing.T) {
 	})
 }
 
+// A large message that was looked at and then refused, or was a duplicate, takes
+// no room: a file that is removed and still open does.
+func TestALargeDraftThatWasReadAndIsDiscardedLeavesNoFileOpen(t *testing.T) {
+	fs := simfs.New()
+	l := open(t, log.Options{Dir: "/log", FS: fs})
+	defer l.Close()
+	before := fs.Handles()
+	for range 3 {
+		d := l.NewDraft()
+		if _, err := d.Write(content(1, 300<<10)); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Seal(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		r, err := d.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Close()
+		d.Discard()
+	}
+	if n := fs.Handles(); n != before {
+		t.Errorf("%d files are open, %d were", n, before)
+	}
+}
+
 func TestDraftsAreBodiesUntilAppendedOrDiscarded(t *testing.T) {
 	fs := simfs.New()
 	l := open(t, small(fs))
