@@ -84,7 +84,7 @@ func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
 	return n.serveStreams(ctx, l, "relay", func(ctx context.Context, c *link.Conn) error {
 		// Who has just joined knows no office yet: mail would be put off for the
 		// time that a deferral takes, while the stream is tried again at once.
-		if _, here := n.state.Node(n.id); !here || n.witness.suspect(c.Peer()) {
+		if _, here := n.state.Node(n.id); !here && joinersWait || n.witness.suspect(c.Peer()) {
 			return c.Close()
 		}
 		return n.relay.Serve(ctx, c.Peer(), c)

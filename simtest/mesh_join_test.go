@@ -218,3 +218,31 @@ func TestANodeComesBackAtAnotherAddress(t *testing.T) {
 		w.works("they have swapped")
 	})
 }
+
+// Mail reaches a node before it has heard of any office, its own included. It is
+// not put off for the time that a deferral takes.
+func TestMailThatComesInTheMomentOfAJoinIsThereAtOnce(t *testing.T) {
+	founded(t, three, 2, func(t *testing.T, w *World) {
+		hq := w.Office("hq")
+		token, err := hq.Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Slow(60*time.Millisecond, "praha").FromAll() // so Raft, which needs more round trips, comes behind the mail
+		w.join(t, "praha", admin.JoinRequest{Target: token.Secret, At: w.door("hq")})
+		w.Until("hq has admitted it", time.Minute, func() bool { return hq.sees("praha").Name != "" })
+		if err := w.addUser("hq", "praha", "praha"); err != nil {
+			t.Fatal(err)
+		}
+		w.mail("hq", "praha", "welcome", 3)
+		if w.has("praha", "hq") {
+			t.Fatal("praha knows the offices already: this shows nothing")
+		}
+		w.Until("praha knows the offices", time.Minute, func() bool { return w.has("praha", "praha") })
+		took := w.Until("its mail is there", time.Minute, func() bool { return w.got("praha", "welcome", 3) })
+		if took > 10*time.Second {
+			t.Errorf("mail was there only %v after it knew the offices", took)
+		}
+		t.Log(took)
+	})
+}

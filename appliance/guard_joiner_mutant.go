@@ -1,0 +1,5 @@
+//go:build mutant_joiner
+
+package appliance
+
+const joinersWait = false
