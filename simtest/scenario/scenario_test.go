@@ -114,6 +114,25 @@ func TestACutIsHealedAndAFlapEndsWhole(t *testing.T) {
 	}
 }
 
+func TestAClockIsSetAndSetRight(t *testing.T) {
+	s, problems := Parse(good + "[[event]]\nat = \"30 min\"\nclock = [\"plzen\", \"hq\"]\nby = \"-3 days\"\nfor = \"1h\"\n")
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	var got []string
+	for _, e := range s.Plan(1, false).Events {
+		if e.Do == simtest.EvClock {
+			got = append(got, e.String())
+		}
+	}
+	want := []string{"30m0s clock plzen -72h0m0s", "30m0s clock hq -72h0m0s", "1h30m0s clock plzen", "1h30m0s clock hq"}
+	slices.Sort(got)
+	slices.Sort(want)
+	if !slices.Equal(got, want) {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(good)
 	for _, name := range Shipped() {
