@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -26,9 +27,8 @@ type Conn struct {
 	under *Conn
 	peer  *peer
 
-	wmu   sync.Mutex // held by Write, for Close to notice; never waited for by Close
-	once  sync.Once
-	ended error
+	wmu  sync.Mutex  // held by Write, for Close to notice; never waited for by Close
+	gone atomic.Bool // closed or reset
 }
 
 var _ net.Conn = (*Conn)(nil)
@@ -100,24 +100,26 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close gives the stream up: what was written is still sent, what the peer still
-// sends is refused. A Write under way is cut off, and the peer reads ErrReset.
+// sends is refused. A Write under way is cut off, and the peer reads ErrReset. Of a
+// stream that somebody else closes, which may take the time of a last write, it
+// returns at once.
 func (c *Conn) Close() error {
-	c.once.Do(func() {
-		if c.tls != nil {
-			c.leave()
-			c.ended = streamError(c.tls.Close()) // closes under
-			return
-		}
-		if c.wmu.TryLock() {
-			c.st.Close()
-			c.wmu.Unlock()
-		} else {
-			c.st.CancelWrite(streamClosed)
-		}
-		c.st.CancelRead(streamClosed)
-		c.s.used(-1)
-	})
-	return c.ended
+	if c.gone.Swap(true) {
+		return nil
+	}
+	if c.tls != nil {
+		c.leave()
+		return streamError(c.tls.Close()) // closes under
+	}
+	if c.wmu.TryLock() {
+		c.st.Close()
+		c.wmu.Unlock()
+	} else {
+		c.st.CancelWrite(streamClosed)
+	}
+	c.st.CancelRead(streamClosed)
+	c.s.used(-1)
+	return nil
 }
 
 // Reset gives the stream up at once: what was not sent yet is not sent, and the peer
@@ -125,16 +127,17 @@ func (c *Conn) Close() error {
 func (c *Conn) Reset() { c.reset(streamClosed) }
 
 func (c *Conn) reset(code quic.StreamErrorCode) {
-	c.once.Do(func() {
-		if c.tls != nil {
-			c.leave()
-			c.under.reset(code)
-			return
-		}
-		c.st.CancelWrite(code)
-		c.st.CancelRead(code)
-		c.s.used(-1)
-	})
+	if c.gone.Swap(true) {
+		return
+	}
+	if c.tls != nil {
+		c.leave()
+		c.under.reset(code)
+		return
+	}
+	c.st.CancelWrite(code)
+	c.st.CancelRead(code)
+	c.s.used(-1)
 }
 
 // SetDeadline implements net.Conn.
