@@ -391,13 +391,7 @@ func (q *Queue) prune(d *dest, now time.Duration) {
 func (q *Queue) pick(d *dest, now time.Duration) *leg {
 	for i := 0; i < len(d.window); i++ {
 		l := d.window[i]
-		if l.out != nil {
-			continue
-		}
-		if q.busy[legName{d.key, l.seq}] > 0 {
-			if busyHolds {
-				d.keepBack(l.seq, l.row)
-			}
+		if l.out != nil || q.busy[legName{d.key, l.seq}] > 0 {
 			continue
 		}
 		ns := d.ready(l.seq, l.row, now)
