@@ -4,7 +4,7 @@ GO    ?= go
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION)
 
-.PHONY: all build demo test prove sim sim-deciders posthouse-sim race fuzz lint bench bench-engines mutants help clean tools
+.PHONY: all build demo test prove sim sim-deciders sim-scenarios posthouse-sim race fuzz lint bench bench-engines mutants help clean tools
 
 all: build lint test ## build, check and test
 
@@ -28,8 +28,12 @@ SEEDS   ?=
 sim-deciders: ## days of the deciders alone, bit for bit: SEEDS of them from seed FROM, else for MINUTES
 	$(GO) test ./simtest/deciders -count=1 -v -run 'TestDays$$' -timeout 24h -args $(if $(SEEDS),-seeds $(SEEDS),-minutes $(MINUTES)) -from $(FROM)
 
-sim: sim-deciders posthouse-sim ## the deciders, then whole nodes in virtual time: random faults and load from seed FROM for MINUTES
-	@bin/posthouse-sim random --minutes $(MINUTES) --seed $(FROM)
+sim: sim-deciders posthouse-sim ## the deciders, then whole nodes in virtual time: random faults and load from seed FROM for MINUTES, then an office away for 25 hours and 8 days
+	@bin/posthouse-sim random --minutes $(MINUTES) --seed $(FROM) --length 2h
+	@bin/posthouse-sim run a-week-away
+
+sim-scenarios: posthouse-sim ## every scenario that ships in full, days and weeks of them: over an hour
+	@set -e; for s in simtest/scenario/shipped/*.toml; do bin/posthouse-sim run $$s; done
 
 posthouse-sim: ## bin/posthouse-sim, the simulator for people: bin/posthouse-sim help
 	$(GO) test -c -o bin/posthouse-sim ./simtest/command

@@ -123,7 +123,7 @@ func (w *World) sample(length time.Duration) {
 				oldest = max(oldest, m.Oldest)
 			}
 			if o.process() == p {
-				o.waits(queue)
+				o.waits(st)
 			}
 			s.Queue, s.Oldest, s.Master, s.Term = append(s.Queue, queue), append(s.Oldest, oldest), append(s.Master, st.Master), append(s.Term, st.Term)
 		}

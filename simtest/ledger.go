@@ -374,7 +374,7 @@ func (l *Ledger) Check() {
 		l.arrived += min(count[d], 1)
 		if n := count[d]; n < want[0] {
 			l.lost++
-			lost = append(lost, fmt.Sprintf("%s to %s", d.subject, d.to))
+			lost = append(lost, fmt.Sprintf("%s to %s (%s)", d.subject, d.to, l.came(d.subject)))
 		} else if n > 0 && want[1] == 0 {
 			w.violation(RefusedIsNowhere, "%s to %s was refused and yet is there", d.subject, d.to)
 		} else if n > want[1] {
@@ -417,6 +417,16 @@ func (l *Ledger) Check() {
 			w.violation(OrderIsKept, "%s (accepted by %s at %v) came to %s before %s (accepted at %v)", a.subject, a.at, since(a.after), user, before.subject, since(before.after))
 		}
 	}
+}
+
+// came says where and when a message was handed in. Called with l.mu held.
+func (l *Ledger) came(subject string) string {
+	for _, a := range l.attempts {
+		if a.subject == subject {
+			return fmt.Sprintf("taken at %s, %v", a.at, a.after.Sub(l.w.began).Round(time.Millisecond))
+		}
+	}
+	return "by nobody"
 }
 
 // keepDeliveries writes down how long each message took that a reader saw come.

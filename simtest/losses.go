@@ -89,8 +89,11 @@ func waiting(s admin.Status) int {
 }
 
 // waits notes how much waits at an office's node now.
-func (o *Office) waits(n int) {
-	if n == 0 && !o.lost.Load() && !o.apart.Load() { // who was put out shows no others to wait for
+func (o *Office) waits(s admin.Status) {
+	if len(s.Members) == 0 { // it starts still, and does not know
+		return
+	}
+	if waiting(s) == 0 && !o.lost.Load() && !o.apart.Load() { // who was put out shows no others to wait for
 		o.emptied.Store(time.Now().UnixNano())
 	}
 }

@@ -420,7 +420,7 @@ func (x *player) watch(stop chan struct{}) {
 		for _, o := range x.w.Offices {
 			p, s := o.process(), o.Status()
 			if p != nil && o.process() == p {
-				o.waits(waiting(s))
+				o.waits(s)
 			}
 			if s.Master == o.Name && s.Master != "" {
 				x.leads(o.Name, s.Generation, s.Term)

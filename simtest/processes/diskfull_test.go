@@ -173,7 +173,7 @@ func startOnAFullDisk(t *testing.T, m *Mesh, d *disk, l *Ledger, to demo.User) {
 	}()
 	m.WaitFor("the node explains itself, or has made room", 10*time.Second, func() bool {
 		st, err := m.Status("hq")
-		return err == nil && (strings.Contains(st.Health.Sentence, "full") || st.Health.OK && d.free(t) >= 16<<20)
+		return err == nil && running(m.Node("hq").Pid) && (strings.Contains(st.Health.Sentence, "full") || st.Health.OK && d.free(t) >= 16<<20)
 	})
 	pid := m.Node("hq").Pid
 	time.Sleep(2 * time.Second)
