@@ -199,7 +199,7 @@ func (l *life) leap() error {
 		return fmt.Errorf("draw a term: %w", err)
 	}
 	self := l.self()
-	l.tell(&raft.AppendEntriesRequest{RPCHeader: self, Leader: self.Addr, Term: l.raft.CurrentTerm() + 16 + uint64(binary.BigEndian.Uint16(b[:]))})
+	l.tell(&raft.AppendEntriesRequest{RPCHeader: self, Term: l.raft.CurrentTerm() + 16 + uint64(binary.BigEndian.Uint16(b[:]))})
 	return nil
 }
 

@@ -60,8 +60,6 @@ func (p *powered) step() *simfs.FS {
 // cut returns what the power cut left on the disk; nil: it has not come.
 func (p *powered) cut() *simfs.FS { p.mu.Lock(); defer p.mu.Unlock(); return p.left }
 
-func (p *powered) ops() int { p.mu.Lock(); defer p.mu.Unlock(); return p.n }
-
 // in lets the power go k operations from now.
 func (p *powered) in(k int) { p.mu.Lock(); p.at = p.n + k; p.mu.Unlock() }
 
