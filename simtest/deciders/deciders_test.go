@@ -43,6 +43,7 @@ var found = []struct {
 	{"mail overtook a deferral that a full disk kept out of the log", 11892, "full.0 pause.0 quota.0 pause.1", nil},
 	{"the same, at another hour", 15258, "", nil},
 	{"mail overtook one whose delay was being told on a full disk", 1761, "quota.0 full.0 shut.2", nil},
+	{"mail overtook one of whose other recipient a deferral was being recorded", 109449, "", nil},
 	{"mail under way went into the mailbox of somebody who was deleted", 14, "cut-one-way.0 delete-user.0", []int{107}},
 	{"a report that was given up itself left no trace", 10221, "cut-one-way.0 refuse.0 quota.0", []int{100}},
 }

@@ -467,6 +467,7 @@ func (q *Queue) inMemory(d *dest, seq uint64, x *edited, gone, live bool, meta *
 	case l != nil:
 		l.row = x.row
 		if l.out == nil && q.busy[legName{d.key, seq}] == 0 {
+			l.handed = nil
 			d.note(seq, x.row, now)
 			if len(d.ready(seq, x.row, now)) == 0 {
 				q.remove(d, l)

@@ -78,9 +78,6 @@ func (q *Queue) change(n legName, decide func(now time.Duration, r *row) []chang
 		r, known = l.row, true
 	}
 	q.busy[n]++ // nobody else touches it meanwhile
-	if known && r != nil && busyHolds {
-		d.keepBack(n.seq, r) // and nothing overtakes it
-	}
 	q.mu.Unlock()
 	var err error
 	if !known {
@@ -386,9 +383,6 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 	}
 	q.mu.Lock()
 	q.busy[n]++
-	if d := q.dests[n.dest]; d != nil && busyHolds {
-		d.keepBack(n.seq, r)
-	}
 	t := q.j.Append(entries...)
 	for i, am := range accepts {
 		q.fresh[t.First()+1+uint64(i)] = am

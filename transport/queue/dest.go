@@ -104,7 +104,7 @@ type leg struct {
 	row    *row
 	meta   *acceptMeta    // nil: to be read
 	out    *transport.Leg // in flight
-	handed []int          // the numbers of out.Rcpts
+	handed []int          // the numbers of out.Rcpts, until their results are applied
 	began  time.Duration  // since when it is in flight
 }
 
@@ -181,6 +181,22 @@ func (d *dest) keepBack(seq uint64, r *row) {
 		if p, ok := pairOf(r.From, &r.Rcpts[i].R); ok {
 			if at, ok := d.holds[p]; !ok || seq < at {
 				d.holds[p] = seq
+			}
+		}
+	}
+}
+
+// keepRest holds back whoever comes behind the recipients of a leg that wait
+// while others of it are under way, or a record about it is.
+func (d *dest) keepRest(l *leg) {
+	for i := range l.row.Rcpts {
+		rc := &l.row.Rcpts[i]
+		if rc.State != Waiting || slices.Contains(l.handed, rc.N) {
+			continue
+		}
+		if p, ok := pairOf(l.row.From, &rc.R); ok {
+			if at, ok := d.holds[p]; !ok || l.seq < at {
+				d.holds[p] = l.seq
 			}
 		}
 	}
@@ -392,6 +408,9 @@ func (q *Queue) pick(d *dest, now time.Duration) *leg {
 	for i := 0; i < len(d.window); i++ {
 		l := d.window[i]
 		if l.out != nil || q.busy[legName{d.key, l.seq}] > 0 {
+			if busyHolds {
+				d.keepRest(l)
+			}
 			continue
 		}
 		ns := d.ready(l.seq, l.row, now)

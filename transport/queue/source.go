@@ -161,7 +161,7 @@ func (s *source) Finish(out *transport.Leg, results []transport.Result) {
 	for i := range as {
 		as[i].N = l.handed[i]
 	}
-	l.out, l.handed = nil, nil
+	l.out = nil
 	s.took++
 	now := q.clock.now()
 	cs := q.policy.Step(now, d.key, l.row, event{Kind: evAnswers, Answers: as, Began: l.began}, q.rnd.float)
