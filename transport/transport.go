@@ -251,6 +251,14 @@ type Result struct {
 	// DSN says that the next system took over the duty to report (RFC 3461
 	// section 5.2.2); only with Relayed.
 	DSN bool `cbor:"8,keyasint,omitempty"`
+	// Behind says that nothing was tried: earlier mail of the same sender to
+	// the same mailbox waits. Only with Deferred.
+	Behind bool `cbor:"9,keyasint,omitempty"`
+}
+
+// Waits is the result of a recipient whose turn has not come: see Result.Behind.
+func Waits(by string) Result {
+	return Result{Outcome: Deferred, Code: 451, Enhanced: "4.4.5", Text: "waits behind earlier mail of the same sender", By: by, Behind: true}
 }
 
 // Carrier takes the legs of one destination one stop further. Delivery, relay

@@ -137,7 +137,7 @@ func (c *Carrier) begin(ctx context.Context, src Finisher, held *held, leg *tran
 	d := &mailstore.Delivery{Envelope: leg.Envelope, LegSeq: leg.Seq, After: held.last}
 	for i := range leg.Rcpts {
 		if held.has(leg, i) {
-			s.results[i] = resultHeld
+			s.results[i] = transport.Waits("")
 			continue
 		}
 		s.rcpts = append(s.rcpts, i)
@@ -240,8 +240,6 @@ func (c *Carrier) finish(src Finisher, leg *transport.Leg, results []transport.R
 	}
 	src.Finish(leg, results)
 }
-
-var resultHeld = transport.Result{Outcome: transport.Deferred, Code: 451, Enhanced: "4.4.5", Text: "Waits behind earlier mail of the same sender"}
 
 // lane is one sender's mail to one mailbox: it stays in order (MESH.md, Relay:
 // a deferral holds later mail of the same sender to the same mailbox only).

@@ -245,8 +245,11 @@ func (c *carry) relay(leg *transport.Leg) {
 		if c.n.w.twice() {
 			rs = st.server.deliver(st, m)
 		}
-		if rs == nil {
-			return // its log has ended: it says nothing
+		if rs == nil { // its log has ended: it says nothing, and its disk may have the message
+			for i := range m.rcpts {
+				c.n.w.obs.forgot([]copyOf{{m.env.ID, m.rcpts[i].Key()}})
+			}
+			return
 		}
 		for i := range rs {
 			if rs[i].Outcome == transport.Delivered {
@@ -289,7 +292,7 @@ func (n *node) deliver(st *stream, m *message) []transport.Result {
 	var at []int
 	for i, r := range m.rcpts {
 		if h, ok := st.held[order{env.From, r.Mailbox}]; ok && n.w.now < h.until && h.id != env.ID {
-			rs[i] = transport.Result{Outcome: transport.Deferred, Code: 450, Enhanced: "4.2.2", Text: "an earlier message waits", By: n.name}
+			rs[i] = transport.Waits(n.name)
 			continue
 		}
 		todo, at = append(todo, r), append(at, i)

@@ -45,6 +45,9 @@ var found = []struct {
 	{"mail overtook one whose delay was being told on a full disk", 1761, "quota.0 full.0 shut.2", nil},
 	{"mail overtook one of whose other recipient a deferral was being recorded", 109449, "", nil},
 	{"mail under way went into the mailbox of somebody who was deleted", 14, "cut-one-way.0 delete-user.0", []int{107}},
+	{"mail behind mail that had ended was put off for an hour each, as if its home had deferred it", 100018, "quota.0 delete-user.1 cut-one-way.0", []int{96, 101, 102, 105, 106, 142, 143, 144, 145, 146}},
+	{"the same, of reports", 102153, "", nil},
+	{"a home that ended as it wrote a message had it on disk, and nobody had heard so: the observer's", 109528, "crash-at.0 home.1", []int{73, 74, 75, 78, 79, 81}},
 	{"a report that was given up itself left no trace", 10221, "cut-one-way.0 refuse.0 quota.0", []int{100}},
 }
 

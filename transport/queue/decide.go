@@ -54,6 +54,7 @@ type Policy struct {
 	DelayAfter   time.Duration   // default 4 h
 	OutsideRetry []time.Duration // after the n-th attempt; the last one repeats
 	MeshRetry    []time.Duration // after a deferral by a home
+	BehindRetry  []time.Duration // after the answer that earlier mail waits
 	MovedWait    time.Duration   // default 60 s, after MovedMax answers
 	MovedMax     int             // default 3
 }
@@ -80,6 +81,9 @@ func (p Policy) withDefaults() Policy {
 	}
 	if p.MeshRetry == nil {
 		p.MeshRetry = []time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
+	}
+	if p.BehindRetry == nil { // a home forgets what it waits for after 10 s (relay)
+		p.BehindRetry = []time.Duration{time.Second, time.Second, 2 * time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second}
 	}
 	return p
 }
@@ -234,6 +238,13 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 	case transport.Moved:
 		p.moved(now, dest, l, r, a, &c)
 	default: // Deferred, and whatever a carrier may invent
+		if res.Behind && !behindIsDeferred {
+			// Nothing is said of it. Once what stood before it has ended, nobody
+			// else tells; as long as that waits, it holds this one back here.
+			c.State = Waiting
+			c.Due = now + p.BehindRetry[min(r.Attempts, len(p.BehindRetry)-1)]
+			break
+		}
 		if now-l.Accepted >= p.life(dest) {
 			if givenUpIsFinal {
 				c.Last = p.expired(dest, &res, "")

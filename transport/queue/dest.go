@@ -187,11 +187,12 @@ func (d *dest) keepBack(seq uint64, r *row) {
 }
 
 // keepRest holds back whoever comes behind the recipients of a leg that wait
-// while others of it are under way, or a record about it is.
+// while others of it are under way, or a record about it is. So does a recipient
+// that is tried again: what stands behind it would most likely travel in vain.
 func (d *dest) keepRest(l *leg) {
 	for i := range l.row.Rcpts {
 		rc := &l.row.Rcpts[i]
-		if rc.State != Waiting || slices.Contains(l.handed, rc.N) {
+		if rc.State != Waiting || rc.Attempts == 0 && slices.Contains(l.handed, rc.N) {
 			continue
 		}
 		if p, ok := pairOf(l.row.From, &rc.R); ok {

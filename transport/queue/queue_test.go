@@ -118,6 +118,67 @@ func TestADeferralHoldsBackTheSamePairOnly(t *testing.T) {
 	})
 }
 
+// A home answers what was on its way behind a deferral without trying it, and
+// for a moment what comes behind "moved". So the first is tried alone then, and
+// once it has ended the others do not wait for a schedule of their own.
+func TestWhatWaitsBehindEarlierMailGoesSoonAfterIt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		var tries []string
+		var given, moved, last time.Time // when the first ended, the last moved, the last was tried
+		w.carry(toPlzen, func(ctx context.Context, _ transport.Destination, src transport.Source) error {
+			for {
+				var under []*transport.Leg
+				for {
+					soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
+					l, err := src.Next(soon)
+					cancel()
+					if err != nil {
+						break
+					}
+					under = append(under, l)
+				}
+				if len(under) == 0 {
+					return nil
+				}
+				try := ""
+				for i, l := range under {
+					try += fmt.Sprint(l.Envelope.ID[7])
+					last = time.Now()
+					switch first := l.Envelope.ID[7] == 1; {
+					case i > 0 || time.Since(moved) < 900*time.Millisecond:
+						src.Finish(l, all(1, transport.Waits("plzen")))
+					case first && l.Attempts < 6:
+						src.Finish(l, all(1, transport.Result{Outcome: transport.Deferred, Code: 452, Text: "full"}))
+					default:
+						if first {
+							given = last
+						}
+						moved = last
+						src.Finish(l, all(1, transport.Result{Outcome: transport.Moved}))
+					}
+				}
+				tries = append(tries, try)
+			}
+		})
+		for i := range 4 {
+			w.accept(i+1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		}
+		time.Sleep(time.Minute)
+		w.mu.Lock()
+		w.routes[bob] = transport.Destination{} // he lives nowhere any more
+		w.mu.Unlock()
+		time.Sleep(4 * time.Hour)
+		synctest.Wait()
+		want(t, tries, []string{"1234", "1", "1", "1", "1", "1", "1", "2", "2", "3", "3", "4", "4"})
+		if took := last.Sub(given); took > 10*time.Second {
+			t.Errorf("the last was tried %v after the first had ended", took)
+		}
+		w.crash()
+	})
+}
+
 func TestAFailureOutsideIsReportedOnceToTheSender(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

@@ -384,7 +384,7 @@ func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []tra
 	var at []int
 	for i := range turns {
 		if s.holds.has(lane{in.Rcpts[i].Mailbox, in.Envelope.From}, in.Envelope.ID) {
-			results[i] = transport.Result{Outcome: transport.Deferred, Code: 450, Enhanced: "4.2.2", Text: "an earlier message waits", By: self}
+			results[i] = transport.Waits(self)
 			continue
 		}
 		todo = append(todo, in.Rcpts[i])

@@ -1,0 +1,5 @@
+//go:build mutant_behind
+
+package queue
+
+const behindIsDeferred = true
