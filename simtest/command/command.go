@@ -14,6 +14,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"posthouse/appliance/config"
 )
@@ -29,6 +30,8 @@ const (
 type Terminal struct {
 	Out, Err io.Writer
 	Bar      bool // Out shows a bar that is written over: it is a person's terminal
+	// News is how often random says on Err how far it is; 0 means every 30 s.
+	News time.Duration
 }
 
 // usageError is a mistake of who asks.
@@ -42,7 +45,8 @@ simulated lines, disks and power, watched from outside.
   posthouse-sim run FILE.toml|NAME [--report OUT.html] [--seed N] [--short] [--json]
         plays a scenario: a file of yours, or one that ships (see list)
   posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--jobs N] [--shrink 10m] [--story] [--trace]
-        random faults and load from seed N on, as many seeds at a time as there are processors or --jobs;
+        random faults and load from seed N on, as many seeds at a time as there are processors or --jobs,
+        with a line of news every half minute;
         --shrink takes events out of a plan that fails while it still does, for so long;
         --story tells each, --trace tells all, one after the other
   posthouse-sim capacity [--offices 5] [--people 20] [--mail 40] [--size "75 kB"] [--inside "30 %"] [--outside "40 %"]

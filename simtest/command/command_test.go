@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 )
 
 // said runs a command and returns its exit code and what it printed.
@@ -64,6 +65,21 @@ func TestARunPrintsTheTimelineAndTheVerdicts(t *testing.T) {
 	}
 	if code != held || t.Failed() {
 		t.Errorf("ended with %d:\n%s", code, out)
+	}
+}
+
+func TestRandomSeedsSayHowFarTheyAre(t *testing.T) {
+	var out, news bytes.Buffer
+	code := Main(t, []string{"random", "--seeds", "1", "--seed", "2", "--nodes", "2", "--length", "1m"}, Terminal{Out: &out, Err: &news, News: 50 * time.Millisecond})
+	first, _, _ := strings.Cut(news.String(), "\n")
+	if !strings.Contains(news.String(), "  0 seeds done, 1 under way, ") || !strings.HasSuffix(first, "; 0 violations") {
+		t.Errorf("the news are %q", news.String())
+	}
+	if !strings.Contains(out.String(), "1 seeds, ") || strings.Contains(out.String(), "seeds done") {
+		t.Errorf("it says %q", out.String())
+	}
+	if code != held {
+		t.Errorf("ended with %d", code)
 	}
 }
 

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"io"
@@ -48,7 +49,10 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	if trace {
 		watcher.Trace, jobs = term.Err, 1
 	}
-	sum := &totals{out: term.Out, began: time.Now(), faults: map[simtest.Kind]int{}}
+	sum := &totals{out: term.Out, began: time.Now(), faults: map[simtest.Kind]int{}, under: map[uint64]time.Duration{}}
+	done := make(chan struct{})
+	told := sync.WaitGroup{}
+	told.Go(func() { sum.news(term, done) })
 	var next atomic.Uint64
 	var wg sync.WaitGroup
 	for range jobs {
@@ -59,6 +63,9 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 					return
 				}
 				t.Run(fmt.Sprint("seed ", seed+n), func(t *testing.T) {
+					watcher := watcher
+					watcher.Clock = func(at time.Duration) { sum.clock(seed+n, at) }
+					watcher.Clock(0)
 					r := simtest.Run(t, simtest.RandomPlan(seed+n, nodes, length), watcher)
 					sum.add(r, story)
 					if len(r.Violations) > 0 && shrink > 0 {
@@ -69,6 +76,8 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		})
 	}
 	wg.Wait()
+	close(done)
+	told.Wait()
 	sum.print(term.Out)
 	if sum.wrong > 0 || t.Failed() {
 		return broken, nil
@@ -124,6 +133,41 @@ type totals struct {
 	virtual, nodes time.Duration
 	mail           record.Mail
 	faults         map[simtest.Kind]int
+	under          map[uint64]time.Duration // how far the seeds are that are not done
+}
+
+// news says every half minute where the seeds are, until done is closed: they
+// take minutes, and what is held says nothing.
+func (s *totals) news(term Terminal, done <-chan struct{}) {
+	tick := time.NewTicker(cmp.Or(term.News, 30*time.Second))
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			fmt.Fprint(term.Err, s.far())
+		case <-done:
+			return
+		}
+	}
+}
+
+// far is a line of news.
+func (s *totals) far() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	virtual := s.virtual
+	for _, at := range s.under {
+		virtual += at
+	}
+	return fmt.Sprintf("%7s  %d seeds done, %d under way, %.1f virtual hours; %d recipients sent, %d taken; %d violations\n",
+		time.Since(s.began).Round(time.Second), s.seeds, len(s.under), virtual.Hours(), s.mail.Sent, s.mail.Taken, s.wrong)
+}
+
+// clock notes how far a seed is.
+func (s *totals) clock(seed uint64, at time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.under[seed] = at
 }
 
 // say prints something of one seed.
@@ -140,6 +184,7 @@ func (s *totals) add(r simtest.Result, story bool) {
 	if story || len(r.Violations) > 0 {
 		tell(s.out, r)
 	}
+	delete(s.under, r.Plan.Seed)
 	s.seeds++
 	s.wrong += len(r.Violations)
 	s.virtual += r.Virtual
