@@ -16,13 +16,8 @@ type accessFunc func(ctx context.Context, s *Session) error
 func (f accessFunc) Connect(ctx context.Context, s *Session) error { return f(ctx, s) }
 
 func TestAThousandRecipients(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, nil)
-		defer g.close()
-		c := g.dial()
-		defer c.close()
-		c.want("220", "")
-		c.do("EHLO x", "250")
+	talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
+		c.greet("x")
 		c.do("MAIL FROM:<>", "250")
 		for i := range 1000 {
 			c.do(fmt.Sprintf("RCPT TO:<j%d@here.test>", i), "250 2.1.5")
@@ -39,13 +34,8 @@ func TestAThousandRecipients(t *testing.T) {
 }
 
 func TestGuessingRecipientsEndsTheSession(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, nil)
-		defer g.close()
-		c := g.dial()
-		defer c.close()
-		c.want("220", "")
-		c.do("EHLO x", "250")
+	talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
+		c.greet("x")
 		c.do("MAIL FROM:<>", "250")
 		for range 50 {
 			c.do("RCPT TO:<who@here.test>", "550 5.1.1")
@@ -59,13 +49,10 @@ func TestAccessMayRefuseTheConnection(t *testing.T) {
 		transport.Faultf(550, "5.7.1", "Not from there"): "554 5.7.1 Not from there",
 		transport.Faultf(451, "4.3.0", "Not now"):        "421 4.3.0 Not now",
 	} {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) {
-				d.Access = accessFunc(func(context.Context, *Session) error { return err })
-			})
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		change := func(_ *rig, _ *Config, d *Deps) {
+			d.Access = accessFunc(func(context.Context, *Session) error { return err })
+		}
+		talk(t, PortMX, change, func(t *testing.T, g *rig, c *client) {
 			c.want(want, "connect")
 			c.want("EOF", "connect")
 		})
@@ -89,11 +76,8 @@ func TestIntakeThatMisbehaves(t *testing.T) {
 	} {
 		for _, how := range []string{"DATA", "BDAT"} {
 			t.Run(c.name+" "+how, func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Intake = deafIntake{c.err, c.sleep} })
-					defer g.close()
-					cl := g.dial()
-					defer cl.close()
+				deaf := func(_ *rig, _ *Config, d *Deps) { d.Intake = deafIntake{c.err, c.sleep} }
+				talk(t, PortMX, deaf, func(t *testing.T, g *rig, cl *client) {
 					cl.ready()
 					if how == "DATA" {
 						cl.send("DATA\r\n" + text + ".\r\nNOOP\r\n")

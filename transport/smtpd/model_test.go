@@ -277,8 +277,7 @@ func TestRelayMatrix(t *testing.T) {
 					if s.port == PortSubmissions {
 						c.startTLS()
 					}
-					c.want("220", "")
-					c.do("EHLO x", "250")
+					c.greet("x")
 					if s.login {
 						c.do("AUTH PLAIN AGpvZQBzZWNyZXQ=", "235")
 					}

@@ -269,6 +269,13 @@ func (c *client) startTLS() {
 
 func (c *client) close() { c.conn.Close() }
 
+// greet reads the greeting and says EHLO.
+func (c *client) greet(ehlo string) {
+	c.t.Helper()
+	c.want("220", "connect")
+	c.do("EHLO "+ehlo, "250")
+}
+
 // ready brings a session to where DATA may follow.
 func (c *client) ready() {
 	c.t.Helper()
@@ -279,3 +286,16 @@ func (c *client) ready() {
 }
 
 func bubble(t *testing.T, f func(t *testing.T)) { t.Helper(); synctest.Test(t, f) }
+
+// talk runs f in a bubble with a server and a client that has just
+// connected.
+func talk(t *testing.T, port Port, change func(*rig, *Config, *Deps), f func(t *testing.T, g *rig, c *client)) {
+	t.Helper()
+	bubble(t, func(t *testing.T) {
+		g := newRig(t, port, change)
+		defer g.close()
+		c := g.dial()
+		defer c.close()
+		f(t, g, c)
+	})
+}

@@ -25,11 +25,7 @@ func TestSmuggling(t *testing.T) {
 			n++
 			for _, step := range []int{0, 1} {
 				t.Run(fmt.Sprintf("DATA %q.%q by %d", a, b, step), func(t *testing.T) {
-					bubble(t, func(t *testing.T) {
-						g := newRig(t, PortMX, nil)
-						defer g.close()
-						c := g.dial()
-						defer c.close()
+					talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 						c.ready()
 						c.do("DATA", "354")
 						if step > 0 {
@@ -48,11 +44,7 @@ func TestSmuggling(t *testing.T) {
 				})
 			}
 			t.Run(fmt.Sprintf("BDAT %q.%q", a, b), func(t *testing.T) {
-				bubble(t, func(t *testing.T) {
-					g := newRig(t, PortMX, nil)
-					defer g.close()
-					c := g.dial()
-					defer c.close()
+				talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 					c.ready()
 					text := "Subject: x\r\n\r\nfirst" + a + "." + b + evil
 					c.send(fmt.Sprintf("BDAT %d LAST\r\n%sVRFY next\r\n", len(text), text))
@@ -92,11 +84,7 @@ func TestTextSplitAnywhere(t *testing.T) {
 	const wire = "a: b\r\n\r\n..x\r\n.y\r\n...\r\n\r\nend of it\r\n.\r\nQUIT\r\n"
 	const want = "a: b\r\n\r\n.x\r\ny\r\n..\r\n\r\nend of it\r\n"
 	for split := 1; split < len(wire); split++ {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.ready()
 			c.do("DATA", "354")
 			c.send(wire[:split])
@@ -130,11 +118,7 @@ func TestPipeliningSplitAnywhere(t *testing.T) {
 	const all = "EHLO client.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<joe@here.test>\r\nRCPT TO:<nobody@here.test>\r\nBDAT 4\r\n\r\n\r\nBDAT 3 LAST\r\nx\r\nNOOP\r\nQUIT\r\n"
 	var first string
 	for split := 0; split < len(all); split++ {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.send(all[:split])
 			synctest.Wait()
 			c.send(all[split:])
@@ -161,11 +145,7 @@ func TestPipeliningSplitAnywhere(t *testing.T) {
 
 // TestOneWriteForAPipelinedGroup: RFC 2920 section 3.2.
 func TestOneWriteForAPipelinedGroup(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, nil)
-		defer g.close()
-		c := g.dial()
-		defer c.close()
+	talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 		c.want("220", "")
 		c.send("HELO x\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<joe@here.test>\r\nDATA\r\n")
 		synctest.Wait()
@@ -182,11 +162,7 @@ func TestOneWriteForAPipelinedGroup(t *testing.T) {
 func TestSTARTTLSInjection(t *testing.T) {
 	const flight = "EHLO client.test\r\nSTARTTLS\r\nMAIL FROM:<evil@b.test>\r\nRCPT TO:<joe@here.test>\r\nDATA\r\nevil\r\n.\r\n"
 	for split := 0; split < len(flight); split++ {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.send(flight[:split])
 			synctest.Wait()
 			if split < len(flight) {
@@ -207,13 +183,8 @@ func TestSTARTTLSInjection(t *testing.T) {
 // TestSTARTTLSInjectionWithHandshake: the victim's own handshake follows what
 // the attacker put in front of it.
 func TestSTARTTLSInjectionWithHandshake(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, nil)
-		defer g.close()
-		c := g.dial()
-		defer c.close()
-		c.want("220", "")
-		c.do("EHLO client.test", "250")
+	talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
+		c.greet("client.test")
 		c.send("STARTTLS\r\nEHLO evil\r\nMAIL FROM:<evil@b.test>\r\n")
 		c.want("501 5.5.4", "injection")
 		c.want("EOF", "injection")
@@ -222,13 +193,8 @@ func TestSTARTTLSInjectionWithHandshake(t *testing.T) {
 
 // TestSTARTTLSForgetsEverything: HELO and errors said in the clear are gone.
 func TestSTARTTLSForgetsEverything(t *testing.T) {
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, nil)
-		defer g.close()
-		c := g.dial()
-		defer c.close()
-		c.want("220", "")
-		c.do("EHLO liar.test", "250")
+	talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
+		c.greet("liar.test")
 		c.do("STARTTLS", "220")
 		c.startTLS()
 		c.do("RCPT TO:<joe@here.test>", "503")

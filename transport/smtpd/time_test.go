@@ -14,11 +14,7 @@ import (
 
 func TestTimeLimits(t *testing.T) {
 	t.Run("a silent client hears 421 after five minutes", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.want("220", "")
 			start := time.Now()
 			c.want("421 4.4.2", "silence")
@@ -28,11 +24,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	})
 	t.Run("a command that drips in is cut at the same time", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.want("220", "")
 			start := time.Now()
 			for range 10 {
@@ -46,11 +38,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	})
 	t.Run("a text below the least rate is cut and never taken", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.ready()
 			c.do("DATA", "354")
 			start := time.Now()
@@ -66,11 +54,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	})
 	t.Run("a fast text with long pauses goes through", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, nil)
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, nil, func(t *testing.T, g *rig, c *client) {
 			c.ready()
 			c.do("DATA", "354")
 			for range 3 {
@@ -81,11 +65,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	})
 	t.Run("intake that takes too long is given up before the client gives up", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, func(g *rig, _ *Config, _ *Deps) { g.hold = make(chan struct{}) })
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, func(g *rig, _ *Config, _ *Deps) { g.hold = make(chan struct{}) }, func(t *testing.T, g *rig, c *client) {
 			c.ready()
 			c.do("DATA", "354")
 			start := time.Now()
@@ -96,11 +76,7 @@ func TestTimeLimits(t *testing.T) {
 		})
 	})
 	t.Run("a session of four hours ends between two messages", func(t *testing.T) {
-		bubble(t, func(t *testing.T) {
-			g := newRig(t, PortMX, func(_ *rig, c *Config, _ *Deps) { c.MaxIdleCommands = 1 << 20 })
-			defer g.close()
-			c := g.dial()
-			defer c.close()
+		talk(t, PortMX, func(_ *rig, c *Config, _ *Deps) { c.MaxIdleCommands = 1 << 20 }, func(t *testing.T, g *rig, c *client) {
 			c.want("220", "")
 			for range 60 {
 				c.do("NOOP", "250")
@@ -140,8 +116,7 @@ func TestFailedLoginsWaitLongerAndLonger(t *testing.T) {
 		for i := range want {
 			c := g.dial()
 			c.startTLS()
-			c.want("220", "")
-			c.do("EHLO x", "250")
+			c.greet("x")
 			start := time.Now()
 			c.do("AUTH PLAIN AGpvZQB3cm9uZw==", "535 5.7.8")
 			if d := time.Since(start); d != want[i]*time.Second {
@@ -152,8 +127,7 @@ func TestFailedLoginsWaitLongerAndLonger(t *testing.T) {
 		c := g.dial()
 		defer c.close()
 		c.startTLS()
-		c.want("220", "")
-		c.do("EHLO x", "250")
+		c.greet("x")
 		start := time.Now()
 		c.do("AUTH PLAIN AGphbmUAd3Jvbmc=", "535") // another user is not delayed by it
 		if d := time.Since(start); d != time.Second {
@@ -210,8 +184,7 @@ func TestSubmissionCountsOnlyThoseNotLoggedIn(t *testing.T) {
 		for range 5 {
 			c := g.dial()
 			c.startTLS()
-			c.want("220", "")
-			c.do("EHLO x", "250")
+			c.greet("x")
 			c.do("AUTH PLAIN AGpvZQBzZWNyZXQ=", "235")
 			open = append(open, c)
 		}
@@ -304,11 +277,7 @@ func TestReverseName(t *testing.T) {
 		{"a name that is none", func(context.Context, netip.Addr) string { return "a b\r\nX: y" }, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			bubble(t, func(t *testing.T) {
-				g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Reverse = c.look })
-				defer g.close()
-				cl := g.dial()
-				defer cl.close()
+			talk(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Reverse = c.look }, func(t *testing.T, g *rig, cl *client) {
 				cl.ready()
 				start := time.Now()
 				cl.do("DATA", "354")
@@ -334,15 +303,12 @@ func TestLogIsOneLineAnEvent(t *testing.T) {
 			t.Errorf("clean(%q) = %q, want %q", in, got, want)
 		}
 	}
-	bubble(t, func(t *testing.T) {
-		g := newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) {
-			d.Senders = sendersFunc(func(context.Context, *Session, mesh.Address, MailParams) (transport.Origin, error) {
-				return 0, transport.Faultf(550, "5.7.1", "no\r\n250 injected\x1b")
-			})
+	change := func(_ *rig, _ *Config, d *Deps) {
+		d.Senders = sendersFunc(func(context.Context, *Session, mesh.Address, MailParams) (transport.Origin, error) {
+			return 0, transport.Faultf(550, "5.7.1", "no\r\n250 injected\x1b")
 		})
-		defer g.close()
-		c := g.dial()
-		defer c.close()
+	}
+	talk(t, PortMX, change, func(t *testing.T, g *rig, c *client) {
 		c.want("220", "")
 		c.do("HELO x", "250")
 		c.do("MAIL FROM:<a@b.test>", "550 5.7.1 no  250 injected?")
