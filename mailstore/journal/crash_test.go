@@ -14,10 +14,7 @@ import (
 )
 
 func TestReplayAfterACrashGivesWhatLiveApplyingGave(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 50)
+	holding(t, 50, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		time.Sleep(time.Second) // the view is on disk up to here
 		add(t, j, 50)
 		want := state(t, j)
@@ -26,15 +23,11 @@ func TestReplayAfterACrashGivesWhatLiveApplyingGave(t *testing.T) {
 			t.Fatal("view at", at)
 		}
 		j, c := started(t, d)
-		if got := state(t, j); got != want {
-			t.Fatalf("got\n%s\nwant\n%s", got, want)
-		}
+		sameState(t, j, want)
 		if len(c.applied) == 0 || c.applied[0] != d.View.Applied()+1 && c.applied[0] < 2 {
 			t.Fatal("replayed", c.applied)
 		}
-		if ns := names(j); len(ns) != 0 {
-			t.Fatal(ns)
-		}
+		wantConditions(t, j)
 	})
 }
 
@@ -59,12 +52,8 @@ func TestACrashInARebuildIsNoOldView(t *testing.T) {
 			t.Fatal("view at", at)
 		}
 		j, _ = started(t, d)
-		if ns := names(j); len(ns) != 0 {
-			t.Fatal(ns)
-		}
-		if got := state(t, j); got != want {
-			t.Fatal(got)
-		}
+		wantConditions(t, j)
+		sameState(t, j, want)
 	})
 }
 

@@ -17,10 +17,7 @@ import (
 )
 
 func TestAViewAheadOfTheLogIsRebuiltAndEnginesRenew(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 5)
+	holding(t, 5, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		d.Close(t)
 		short := d.FS.After(simfs.KeepAll, 0) // an image of the log, to be put back
 		d.FS = d.FS.After(simfs.KeepAll, 0)
@@ -59,17 +56,12 @@ func TestAViewFromAnOldImageIsRebuilt(t *testing.T) {
 		if ns := names(j); !slices.Equal(ns, []string{journal.CondViewOld}) || c.renewed != 0 || len(c.applied) != 10 {
 			t.Fatal(ns, c.renewed, c.applied)
 		}
-		if got := state(t, j); got != want {
-			t.Fatal(got)
-		}
+		sameState(t, j, want)
 	})
 }
 
 func TestADamagedViewIsRebuilt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 5)
+	holding(t, 5, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		want := state(t, j)
 		if err := j.View().Flush(t.Context()); err != nil {
 			t.Fatal(err)
@@ -78,25 +70,16 @@ func TestADamagedViewIsRebuilt(t *testing.T) {
 		if _, _, err := j.View().Get([]byte("row/000001")); !errors.Is(err, kv.ErrDamaged) {
 			t.Fatal(err)
 		}
-		if ns := names(j); !slices.Equal(ns, []string{journal.CondViewDamaged}) {
-			t.Fatal(ns)
-		}
+		wantConditions(t, j, journal.CondViewDamaged)
 		d.Close(t)
 		j, _ = started(t, d)
-		if ns := names(j); !slices.Equal(ns, []string{journal.CondViewRebuilt}) {
-			t.Fatal(ns)
-		}
-		if got := state(t, j); got != want {
-			t.Fatal(got)
-		}
+		wantConditions(t, j, journal.CondViewRebuilt)
+		sameState(t, j, want)
 	})
 }
 
 func TestDamageInTheLogIsNamed(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 20)
+	holding(t, 20, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		d.Close(t)
 		infos, err := d.FS.ReadDir("log")
 		if err != nil {
@@ -142,9 +125,7 @@ func TestRebuildAppliesEverythingAgainAndTellsHowFar(t *testing.T) {
 		if last != 20_001 || calls < 3 || len(c.applied) != 20_001 {
 			t.Fatal(last, calls, len(c.applied))
 		}
-		if got := state(t, j); got != want {
-			t.Fatal("the rebuilt view differs")
-		}
+		sameState(t, j, want)
 		d.Close(t)
 		_, c = started(t, d)
 		if len(c.applied) != 0 {

@@ -80,6 +80,17 @@ func add(t testing.TB, j *journal.Journal, n int) {
 	}
 }
 
+// holding runs f in a bubble with a started journal of n records.
+func holding(t *testing.T, n int, f func(*testing.T, *journaltest.Disk, *journal.Journal)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		d := journaltest.NewDisk(t)
+		j, _ := started(t, d)
+		add(t, j, n)
+		f(t, d, j)
+	})
+}
+
 // state is all that the view holds.
 func state(t testing.TB, j *journal.Journal) string {
 	t.Helper()
@@ -98,6 +109,20 @@ func names(j *journal.Journal) (ns []string) {
 		ns = append(ns, c.Name)
 	}
 	return ns
+}
+
+func sameState(t testing.TB, j *journal.Journal, want string) {
+	t.Helper()
+	if got := state(t, j); got != want {
+		t.Fatalf("the view holds\n%.4000s\nwant\n%.4000s", got, want)
+	}
+}
+
+func wantConditions(t testing.TB, j *journal.Journal, want ...string) {
+	t.Helper()
+	if got := names(j); !slices.Equal(got, want) {
+		t.Fatalf("conditions %q, want %q", got, want)
+	}
 }
 
 func TestAWaiterForAppliedSeesItsRows(t *testing.T) {
@@ -173,10 +198,7 @@ func TestAFailedApplyStopsTheJournalAndAnswersAll(t *testing.T) {
 }
 
 func TestADeadLogStopsTheJournal(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 2)
+	holding(t, 2, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		d.FS.Crash()
 		if err := j.Append(log.Entry{Kind: log.KindAppend, Meta: []byte("a")}).Applied(t.Context()); err == nil {
 			t.Fatal("no error")
@@ -187,10 +209,7 @@ func TestADeadLogStopsTheJournal(t *testing.T) {
 }
 
 func TestAnIdleJournalDoesNotWakeUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		d := journaltest.NewDisk(t)
-		j, _ := started(t, d)
-		add(t, j, 5)
+	holding(t, 5, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
 		time.Sleep(time.Minute)
 		ops := d.FS.Ops()
 		time.Sleep(1000 * time.Hour) // with a timer anywhere this would take its time

@@ -129,25 +129,8 @@ func homeRun(t *testing.T, seed uint64) (refused bool) {
 		synctest.Wait()
 		got := map[string][]string{}
 		for _, b := range boxes {
-			mb, err := h.store.Mailbox(user(b).Mailbox)
-			if err != nil {
-				t.Fatal(err)
-			}
-			f, err := mb.Folder("INBOX")
-			if err != nil {
-				t.Fatal(err)
-			}
-			_, infos, err := f.List()
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, i := range infos {
-				m, err := f.Message(i.UID)
-				if err != nil {
-					t.Fatal(err)
-				}
-				from, id := letter(t, m.Body)
-				got[from+" "+b] = append(got[from+" "+b], id)
+			for _, l := range inbox(t, h.store, b) {
+				got[l.from+" "+b] = append(got[l.from+" "+b], l.id)
 			}
 		}
 		for k, want := range sent {
@@ -165,22 +148,50 @@ func homeRun(t *testing.T, seed uint64) (refused bool) {
 	return refused
 }
 
-// letter returns who sent a stored message, and which it is.
-func letter(t *testing.T, b transport.Body) (from, id string) {
-	r, err := b.Open()
+// letter is a message that stands in a mailbox.
+type letter struct {
+	uid  mailstore.UID
+	from string // the sender of its envelope
+	id   string
+}
+
+// inbox returns what stands in the INBOX of an address, in order of the UIDs.
+func inbox(t *testing.T, s *mailstore.Store, address string) (out []letter) {
+	t.Helper()
+	mb, err := s.Mailbox(user(address).Mailbox)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
-	all, err := io.ReadAll(r)
+	f, err := mb.Folder("INBOX")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, rest, _ := strings.Cut(string(all), "Return-Path: <")
-	from, rest, _ = strings.Cut(rest, ">")
-	_, rest, _ = strings.Cut(rest, "Subject: ")
-	id, _, _ = strings.Cut(rest, "\r\n")
-	return from, id
+	_, infos, err := f.List()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, i := range infos {
+		m, err := f.Message(i.UID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := m.Body.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := io.ReadAll(r)
+		r.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		l := letter{uid: i.UID}
+		_, rest, _ := strings.Cut(string(text), "Return-Path: <")
+		l.from, rest, _ = strings.Cut(rest, ">")
+		_, rest, _ = strings.Cut(rest, "Subject: ")
+		l.id, _, _ = strings.Cut(rest, "\r\n")
+		out = append(out, l)
+	}
+	return out
 }
 
 // acceptFrom is accept with a sender, and with text of the world's choice.

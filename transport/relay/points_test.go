@@ -73,13 +73,13 @@ func wayAt(t *testing.T, p place) (met bool) {
 		read := func() map[string]int {
 			counts := map[string]int{}
 			for _, b := range boxes {
-				for uid, id := range inbox(t, h.store, b) {
-					k := fmt.Sprint(b, " ", uid)
-					if was, ok := shown[k]; ok && was != id {
-						t.Errorf("UID %s was message %s and is %s", k, was, id)
+				for _, l := range inbox(t, h.store, b) {
+					k := fmt.Sprint(b, " ", l.uid)
+					if was, ok := shown[k]; ok && was != l.id {
+						t.Errorf("UID %s was message %s and is %s", k, was, l.id)
 					}
-					shown[k] = id
-					counts[id+" "+b]++
+					shown[k] = l.id
+					counts[l.id+" "+b]++
 				}
 			}
 			return counts
@@ -152,31 +152,6 @@ func wayAt(t *testing.T, p place) (met bool) {
 		}
 	})
 	return met
-}
-
-// inbox returns which message stands under each UID.
-func inbox(t *testing.T, s *mailstore.Store, address string) map[mailstore.UID]string {
-	mb, err := s.Mailbox(user(address).Mailbox)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f, err := mb.Folder("INBOX")
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, infos, err := f.List()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out := map[mailstore.UID]string{}
-	for _, i := range infos {
-		m, err := f.Message(i.UID)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_, out[i.UID] = letter(t, m.Body)
-	}
-	return out
 }
 
 // FAULTS I3 for the streams between nodes; simtest/deciders has it for all that
