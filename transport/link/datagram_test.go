@@ -65,10 +65,7 @@ func TestADatagramToAnUnconnectedPeerStartsAConnection(t *testing.T) {
 func TestTheDatagramQueueNeverBlocksWhenTheLineIsCutInMidTransfer(t *testing.T) {
 	run(t, 3, func(t *testing.T, w *world) {
 		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-		l, err := b.Listen("sink/1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := b.listen("sink/1")
 		go func() {
 			for {
 				s, err := l.Accept(t.Context())

@@ -114,10 +114,7 @@ func TestAfterAnHourAPeerIsDialledLessButAHintHelps(t *testing.T) {
 func TestRevocationClosesAtOnceAndRefuses(t *testing.T) {
 	run(t, 3, func(t *testing.T, w *world) {
 		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-		l, err := b.Listen("hold/1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := b.listen("hold/1")
 		w.startAll()
 		w.connected()
 		s, err := a.Dial(t.Context(), b.id, "hold/1", Bulk)
@@ -289,10 +286,7 @@ func TestASlowServiceDelaysNoOther(t *testing.T) {
 		b.build(Config{Backlog: 64}, nil)
 		b.SetPeers(b.id, w.peers())
 		b.echo(t.Context(), "echo/1")
-		l, err := b.Listen("slow/1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := b.listen("slow/1")
 		w.startAll()
 		w.connected()
 		var held []*Conn
@@ -304,7 +298,7 @@ func TestASlowServiceDelaysNoOther(t *testing.T) {
 			held = append(held, c)
 			time.Sleep(time.Millisecond)
 		}
-		_, err = held[64].Read(make([]byte, 1))
+		_, err := held[64].Read(make([]byte, 1))
 		wantErr(t, err, ErrBusy)
 		if got, _, err := a.call(b.id, "echo/1", Control, "x"); got != "x" || err != nil {
 			t.Errorf("%q, %v", got, err)
@@ -330,9 +324,7 @@ func TestStreamsAboveTheLimitWait(t *testing.T) {
 		a, b := w.nodes[0], w.nodes[1]
 		b.build(Config{Streams: 4, Backlog: 100}, nil)
 		b.SetPeers(b.id, w.peers())
-		if _, err := b.Listen("hold/1"); err != nil {
-			t.Fatal(err)
-		}
+		b.listen("hold/1")
 		w.startAll()
 		w.connected()
 		time.Sleep(time.Second)
@@ -352,10 +344,7 @@ func TestStreamsAboveTheLimitWait(t *testing.T) {
 func TestClosingDuringAWriteCutsItOff(t *testing.T) {
 	run(t, 2, func(t *testing.T, w *world) {
 		a, b := w.nodes[0], w.nodes[1]
-		l, err := b.Listen("sink/1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := b.listen("sink/1")
 		w.startAll()
 		w.connected()
 		c, err := a.Dial(t.Context(), b.id, "sink/1", Control)

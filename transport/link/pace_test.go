@@ -68,10 +68,7 @@ func TestBulkLeavesTheLineUsableForOthers(t *testing.T) {
 		w.nodes[1] = b
 		b.SetPeers(b.id, w.peers())
 		b.echo(t.Context(), "echo/1")
-		l, err := b.Listen("sink/1")
-		if err != nil {
-			t.Fatal(err)
-		}
+		l := b.listen("sink/1")
 		var got int64
 		done := make(chan struct{})
 		go func() {

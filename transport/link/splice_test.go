@@ -6,9 +6,11 @@ import (
 	"crypto/tls"
 	"io"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/quic-go/quic-go/testutils/simnet"
@@ -114,10 +116,7 @@ func TestSplicedStreamsNameTheirRealPeerAndDieWithIt(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			run(t, 3, func(t *testing.T, w *world) {
 				a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-				l, err := c.Listen("hold/1")
-				if err != nil {
-					t.Fatal(err)
-				}
+				l := c.listen("hold/1")
 				w.cutBetween(a, c)
 				w.startAll()
 				w.until("connected", 3*time.Second, func() bool { return a.up(b.id) && b.up(a.id) && c.up(b.id) && b.up(c.id) })
@@ -154,6 +153,50 @@ func TestSplicedStreamsNameTheirRealPeerAndDieWithIt(t *testing.T) {
 	}
 }
 
+// In a bubble who waits for another's Close waits for ever: virtual time stands
+// still meanwhile.
+func TestClosingASplicedStreamAgainDoesNotWaitForTheFirst(t *testing.T) {
+	run(t, 3, func(t *testing.T, w *world) {
+		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
+		l := c.listen("hold/1")
+		w.startAll()
+		w.connected()
+		s, err := a.DialVia(t.Context(), b.id, c.id, "hold/1", Control)
+		if err != nil {
+			t.Fatal(err)
+		}
+		far, err := l.Accept(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer far.Close()
+		// Nobody reads: the window fills, then the last packet before it, until
+		// there is no room for TLS's goodbye either.
+		for _, size := range []int{64 << 20, 1} {
+			s.SetWriteDeadline(time.Now().Add(time.Minute))
+			for err = nil; err == nil; {
+				_, err = s.under.Write(make([]byte, size))
+			}
+			wantErr(t, err, os.ErrDeadlineExceeded)
+		}
+		first := make(chan time.Duration)
+		start := time.Now()
+		go func() {
+			s.Close()
+			first <- time.Since(start)
+		}()
+		synctest.Wait()
+		s.Close()
+		s.Reset()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("the second took %v", d)
+		}
+		if d := <-first; d == 0 {
+			t.Error("the first had nothing to wait for: this test shows nothing")
+		}
+	})
+}
+
 func TestAThirdNodeThatLostTheTargetIsNotUsed(t *testing.T) {
 	run(t, 3, func(t *testing.T, w *world) {
 		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
@@ -188,9 +231,7 @@ func TestWhoIsNotAdmittedAtTheTargetGetsNoSplice(t *testing.T) {
 func TestANodeCarriesABoundedNumberOfStreams(t *testing.T) {
 	run(t, 3, func(t *testing.T, w *world) {
 		a, b, c := w.nodes[0], w.nodes[1], w.nodes[2]
-		if _, err := c.Listen("hold/1"); err != nil {
-			t.Fatal(err)
-		}
+		c.listen("hold/1")
 		w.startAll()
 		w.connected()
 		var err error

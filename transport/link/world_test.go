@@ -296,12 +296,18 @@ func (n *node) sessions(id mesh.NodeID) (all []*session) {
 	return n.peers[id].all()
 }
 
-// echo offers a service that returns what it gets.
-func (n *node) echo(ctx context.Context, name string) {
+func (n *node) listen(name string) *Listener {
+	n.w.t.Helper()
 	l, err := n.Listen(name)
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
+	return l
+}
+
+// echo offers a service that returns what it gets.
+func (n *node) echo(ctx context.Context, name string) {
+	l := n.listen(name)
 	go func() {
 		for {
 			c, err := l.Accept(ctx)
