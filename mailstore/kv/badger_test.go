@@ -209,6 +209,25 @@ func TestKillsOfAnIdleNodeLeaveTheViewAlone(t *testing.T) {
 	m.view.Close()
 }
 
+func TestAMarkThatCannotBeWrittenSetsNoViewAside(t *testing.T) {
+	o := Options{Dir: t.TempDir(), Ballast: -1, MemTable: 4 << 20}
+	o.ID = func() uint64 { // Badger is open by now, and the mark of the opening is written
+		mark := filepath.Join(o.Dir, markFile)
+		if err := errors.Join(os.Remove(mark), os.Mkdir(mark, 0o700)); err != nil {
+			t.Error(err)
+		}
+		return 1
+	}
+	o.Rebuilding = func(why string) { t.Error("set aside:", why) }
+	if v, err := Open(t.Context(), o); err == nil {
+		v.Close()
+		t.Error("opened without its mark")
+	}
+	if old, _ := filepath.Glob(filepath.Join(o.Dir, asidePrefix+"-*")); len(old) > 0 {
+		t.Error("set aside:", old)
+	}
+}
+
 func TestAViewThatHasStoodIsProven(t *testing.T) {
 	m := newMarks(t)
 	m.opt.standing = time.Nanosecond

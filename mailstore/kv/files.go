@@ -286,9 +286,10 @@ func (v *View) openFiles(f *files) error {
 		if err == nil {
 			v.st, v.files, v.space, v.opened = st, f, sp, time.Now()
 			if err = v.begin(m); err == nil {
-				err = f.mark(trial{0, t.stands + 1})
-			}
-			if err == nil {
+				if err = f.mark(trial{0, t.stands + 1}); err != nil {
+					st.close()
+					return err // the view is sound: it is not set aside for that
+				}
 				sp.float()
 				sp.watch()
 				return nil

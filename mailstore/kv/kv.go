@@ -183,8 +183,9 @@ type iterator interface {
 var errFull = errors.New("disk below its floor")
 
 // Open opens or makes the view in opt.Dir. A view that cannot be read, whose
-// trial (files.go) went against it, that was found damaged the last time, or of a format that this version does not know, is set aside
-// and a new one begun: Applied is then 0 and the log has to be replayed.
+// trial (files.go) went against it, that was found damaged the last time, or of
+// a format that this version does not know, is set aside and a new one begun:
+// Applied is then 0 and the log has to be replayed.
 func Open(ctx context.Context, opt Options) (*View, error) {
 	opt.defaults()
 	if err := ctx.Err(); err != nil {
