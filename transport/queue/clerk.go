@@ -378,9 +378,7 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 		discard(entries)
 		return false, err
 	}
-	for _, e := range q.lines(n, r, now.Q, cs) {
-		q.d.Event(e)
-	}
+	told := q.lines(n, r, now.Q, cs) // before the record changes r
 	q.mu.Lock()
 	q.busy[n]++
 	t := q.j.Append(entries...)
@@ -389,6 +387,9 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 	}
 	q.follow(underway{n: n, t: t, fresh: numbers(t, len(accepts))})
 	q.mu.Unlock()
+	for _, e := range told {
+		q.d.Event(e)
+	}
 	// Applied before the next look at what is owed.
 	if err := t.Applied(ctx); err != nil {
 		return false, err
