@@ -2,6 +2,7 @@
 
 package appliance
 
-// peersAreMembers says that this node talks with members alone, not with who was put out. The tag mutant_revoked_peer takes the
-// guard out, and the tests must notice.
+// peersAreMembers says that this node talks with members alone, not with who
+// was put out. The tag mutant_revoked_peer takes the guard out, and the tests
+// must notice.
 const peersAreMembers = true

@@ -2,6 +2,6 @@
 
 package mailstore
 
-// homeOnly says that a mailbox that lives elsewhere takes no mail here. The tag mutant_former_home takes the
-// guard out, and the tests must notice.
+// homeOnly says that a mailbox that lives elsewhere takes no mail here. The tag
+// mutant_former_home takes the guard out, and the tests must notice.
 const homeOnly = true

@@ -2,6 +2,6 @@
 
 package identity
 
-// nothingResumed says that every connection proves its key anew. The tag mutant_resumption takes the
-// guard out, and the tests must notice.
+// nothingResumed says that every connection proves its key anew. The tag
+// mutant_resumption takes the guard out, and the tests must notice.
 const nothingResumed = true

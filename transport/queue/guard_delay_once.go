@@ -2,6 +2,6 @@
 
 package queue
 
-// delayToldOnce says that the next node knows of a delay that was told. The tag mutant_delay_twice takes the
-// guard out, and the tests must notice.
+// delayToldOnce says that the next node knows of a delay that was told. The tag
+// mutant_delay_twice takes the guard out, and the tests must notice.
 const delayToldOnce = true

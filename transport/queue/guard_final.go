@@ -2,6 +2,6 @@
 
 package queue
 
-// givenUpIsFinal says that what is given up on a deferral ends as failed. The tag mutant_final takes the
-// guard out, and the tests must notice.
+// givenUpIsFinal says that what is given up on a deferral ends as failed. The
+// tag mutant_final takes the guard out, and the tests must notice.
 const givenUpIsFinal = true

@@ -2,6 +2,6 @@
 
 package queue
 
-// noReportToNobody says that a message without a sender makes no report. The tag mutant_null_report takes the
-// guard out, and the tests must notice.
+// noReportToNobody says that a message without a sender makes no report. The
+// tag mutant_null_report takes the guard out, and the tests must notice.
 const noReportToNobody = true

@@ -2,6 +2,6 @@
 
 package route
 
-// relaysForOwnOnly says that only our own people send to other domains. The tag mutant_open_relay takes the
-// guard out, and the tests must notice.
+// relaysForOwnOnly says that only our own people send to other domains. The tag
+// mutant_open_relay takes the guard out, and the tests must notice.
 const relaysForOwnOnly = true

@@ -2,6 +2,6 @@
 
 package smtpd
 
-// wholeTextsOnly says that a text whose end was not read is none. The tag mutant_truncated takes the
-// guard out, and the tests must notice.
+// wholeTextsOnly says that a text whose end was not read is none. The tag
+// mutant_truncated takes the guard out, and the tests must notice.
 const wholeTextsOnly = true

@@ -2,6 +2,7 @@
 
 package smtpout
 
-// connectionsEnd says that a connection to another host is closed when it has done its work. The tag mutant_unclosed takes the
-// guard out, and the tests must notice.
+// connectionsEnd says that a connection to another host is closed when it has
+// done its work. The tag mutant_unclosed takes the guard out, and the tests
+// must notice.
 const connectionsEnd = true
