@@ -267,23 +267,31 @@ func (n *Node) dialDoor(ctx context.Context, addr string, expect func(mesh.KeyHa
 	return &joining.Session{Conn: c, Deadline: c.SetDeadline, Peer: c.Key, Exporter: c.Exporter}, nil
 }
 
-// keepDoor lets other nodes in while this one is a member.
-func (n *Node) keepDoor(ctx context.Context) error {
+// untilFounded waits until the node has started and belongs to a mesh; false when
+// ctx ends before.
+func (n *Node) untilFounded(ctx context.Context) bool {
 	select {
 	case <-n.startup:
 	case <-ctx.Done():
-		return nil
+		return false
 	}
-	for !n.state.Founded() {
+	for {
 		changed := n.live.wait()
 		if n.state.Founded() {
-			break
+			return true
 		}
 		select {
 		case <-changed:
 		case <-ctx.Done():
-			return nil
+			return false
 		}
+	}
+}
+
+// keepDoor lets other nodes in while this one is a member.
+func (n *Node) keepDoor(ctx context.Context) error {
+	if !n.untilFounded(ctx) {
+		return nil
 	}
 	l, err := n.link.ListenJoin()
 	if err != nil {

@@ -60,8 +60,8 @@ func (n *Node) housekeep(ctx context.Context) error {
 }
 
 // nightCome reports whether the night that was waited for has come, and returns
-// the one to wait for now. A clock that was set back does not put it off: a night
-// is never more than a day (of 25 hours, once a year) away.
+// the next one: after it, or after now when the clock was set back. A night is
+// never more than a day (of 25 hours, once a year) away.
 func nightCome(night, now time.Time) (come bool, next time.Time) {
 	if now.Before(night) && night.Sub(now) <= 25*time.Hour {
 		return false, night

@@ -508,9 +508,7 @@ func (n *Node) reportVersion(ctx context.Context) error {
 
 // keepCertificate gets and renews what clients see.
 func (n *Node) keepCertificate(ctx context.Context) error {
-	select {
-	case <-n.startup:
-	case <-ctx.Done():
+	if !n.untilFounded(ctx) {
 		return nil
 	}
 	ask := func(ctx context.Context, csr []byte) ([]byte, error) {
@@ -525,17 +523,6 @@ func (n *Node) keepCertificate(ctx context.Context) error {
 			}
 		}
 		return nil, err
-	}
-	for {
-		changed := n.live.wait()
-		if n.state.Founded() {
-			break
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return nil
-		}
 	}
 	for {
 		wait := time.Hour

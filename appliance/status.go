@@ -115,9 +115,9 @@ func (n *Node) meshConditions(s *admin.Status, homeless []queue.DestRow) (out []
 		}
 		switch {
 		case m.State == string(mesh.Unreachable):
-			add(health.Condition{Name: "node.unreachable", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s has been cut off for %s%s.", m.Name, spoken(time.Since(m.Since)), waits), Next: "Check the office's line; mail leaves by itself when it is back."})
+			add(health.Condition{Name: "node.unreachable", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s has been cut off for %s%s.", m.Name, admin.Spoken(time.Since(m.Since)), waits), Next: "Check the office's line; mail leaves by itself when it is back."})
 		case m.State == string(mesh.Left):
-			add(health.Condition{Name: "node.left", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s was shut down %s ago%s.", m.Name, spoken(time.Since(m.Since)), waits), Next: "Start it again; mail leaves by itself then."})
+			add(health.Condition{Name: "node.left", About: m.Name, Severity: health.Warning, Since: m.Since, Text: fmt.Sprintf("%s was shut down %s ago%s.", m.Name, admin.Spoken(time.Since(m.Since)), waits), Next: "Start it again; mail leaves by itself then."})
 		case strings.HasPrefix(m.Path, "via "):
 			add(health.Condition{Name: "line.cut", About: m.Name, Severity: health.Notice, Since: m.Since, Text: fmt.Sprintf("The line to %s is cut; mail goes %s.", m.Name, m.Path), Next: "Check the line between the two offices."})
 		}
@@ -177,19 +177,6 @@ func forkedText(n int) string {
 		return "One change of an earlier lineage does not hold any more."
 	}
 	return fmt.Sprintf("%d changes of an earlier lineage do not hold any more.", n)
-}
-
-// spoken prints a duration as a person says it.
-func spoken(d time.Duration) string {
-	switch {
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24))
 }
 
 // Watch implements admin.Operations. RTTs and ages change all the time: they

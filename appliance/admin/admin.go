@@ -281,3 +281,16 @@ type ForkedCommand struct {
 	Actor string    `json:"actor"`
 	What  string    `json:"what"`
 }
+
+// Spoken prints a duration in the unit that a person would use.
+func Spoken(d time.Duration) string {
+	switch {
+	case d < 2*time.Minute:
+		return fmt.Sprintf("%d s", int(max(d, 0).Seconds()))
+	case d < 2*time.Hour:
+		return fmt.Sprintf("%d min", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%d h", int(d.Hours()))
+	}
+	return fmt.Sprintf("%d days", int(d.Hours()/24))
+}

@@ -28,7 +28,7 @@ func ago(t time.Time) string {
 	if t.IsZero() {
 		return "–"
 	}
-	return short(time.Since(t))
+	return admin.Spoken(time.Since(t))
 }
 
 // age prints how old the oldest of something is; nothing is no age.
@@ -36,21 +36,7 @@ func age(s int64) string {
 	if s <= 0 {
 		return "–"
 	}
-	return short(time.Duration(s) * time.Second)
-}
-
-func short(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return "0 s"
-	case d < 2*time.Minute:
-		return fmt.Sprintf("%d s", int(d.Seconds()))
-	case d < 2*time.Hour:
-		return fmt.Sprintf("%d min", int(d.Minutes()))
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%d h", int(d.Hours()))
-	}
-	return fmt.Sprintf("%d days", int(d.Hours()/24))
+	return admin.Spoken(time.Duration(s) * time.Second)
 }
 
 // frame is what every page has.
