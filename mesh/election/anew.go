@@ -54,8 +54,9 @@ func (e *Election) refetch(l *life, cause error, must bool) {
 	}
 }
 
+// anew sets the stores aside and begins a life without any.
 func (e *Election) anew(cause error, must bool) error {
-	e.log.Error("the election's log is damaged; it is set aside and fetched again", "err", cause)
+	e.log.Error("the election's log cannot be relied on; it is set aside and fetched anew", "err", cause)
 	e.mu.Lock()
 	e.damaged = cause.Error()
 	e.mu.Unlock()

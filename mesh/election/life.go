@@ -475,7 +475,7 @@ func (fsmSnapshot) Release() {}
 func encodeMachine(m Machine) ([]byte, error) {
 	var b bytes.Buffer
 	if _, err := m.Snapshot().WriteTo(&b); err != nil {
-		return nil, fmt.Errorf("write the frozen state: %w", err)
+		return nil, fmt.Errorf("write the state: %w", err)
 	}
 	return b.Bytes(), nil
 }

@@ -192,7 +192,7 @@ func (e *Election) saveFrozen() error {
 		err = e.d.Storage.save(frozenName, b)
 	}
 	if err != nil {
-		return err
+		return fmt.Errorf("save the state: %w", err)
 	}
 	e.frozen = at
 	return nil

@@ -100,9 +100,9 @@ func (c *Conn) CloseWrite() error {
 }
 
 // Close gives the stream up: what was written is still sent, what the peer still
-// sends is refused. A Write under way is cut off, and the peer reads ErrReset. Of a
-// stream that somebody else closes, which may take the time of a last write, it
-// returns at once.
+// sends is refused. A Write under way is cut off, and the peer reads ErrReset.
+// Closing it again does nothing, and returns at once also while the first Close
+// is under way: that of a spliced stream may wait some seconds to say goodbye.
 func (c *Conn) Close() error {
 	if c.gone.Swap(true) {
 		return nil
