@@ -17,11 +17,11 @@ import (
 )
 
 func TestAViewAheadOfTheLogIsRebuiltAndEnginesRenew(t *testing.T) {
-	holding(t, 5, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
+	holding(t, 5, func(t *testing.T, d *journaltest.Disk, _ *journal.Journal) {
 		d.Close(t)
 		short := d.FS.After(simfs.KeepAll, 0) // an image of the log, to be put back
 		d.FS = d.FS.After(simfs.KeepAll, 0)
-		j, _ = started(t, d)
+		j, _ := started(t, d)
 		add(t, j, 5)
 		d.Close(t)
 		d.FS = short
@@ -79,7 +79,7 @@ func TestADamagedViewIsRebuilt(t *testing.T) {
 }
 
 func TestDamageInTheLogIsNamed(t *testing.T) {
-	holding(t, 20, func(t *testing.T, d *journaltest.Disk, j *journal.Journal) {
+	holding(t, 20, func(t *testing.T, d *journaltest.Disk, _ *journal.Journal) {
 		d.Close(t)
 		infos, err := d.FS.ReadDir("log")
 		if err != nil {
@@ -93,7 +93,7 @@ func TestDamageInTheLogIsNamed(t *testing.T) {
 			}
 		}
 		d.DropView(t)
-		j, _ = started(t, d)
+		j, _ := started(t, d)
 		cs := j.Conditions()
 		if len(cs) == 0 || cs[0].Name != journal.CondDamaged || !strings.Contains(cs[0].Text, ".seg at ") {
 			t.Fatal(cs)
