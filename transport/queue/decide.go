@@ -241,7 +241,7 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 		if res.Behind && !behindIsDeferred {
 			// Nothing is said of it. Once what stood before it has ended, nobody
 			// else tells; as long as that waits, it holds this one back here.
-			c.State = Waiting
+			c.State, c.Tried = Waiting, began
 			c.Due = now + p.BehindRetry[min(r.Attempts, len(p.BehindRetry)-1)]
 			break
 		}

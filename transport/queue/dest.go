@@ -82,6 +82,7 @@ type dest struct {
 	due    time.Duration // earliest due time of what the pass skipped
 	again  bool          // another pass is needed
 	holds  map[pair]uint64
+	flows  map[pair]struct{} // pairs whose last answer was "delivered"
 
 	filling bool
 	dirty   bool                // rows came while filling
@@ -109,7 +110,7 @@ type leg struct {
 }
 
 func (q *Queue) newDest(key transport.Destination) *dest {
-	return &dest{key: key, full: q.d.Full, bySeq: map[uint64]*leg{}, holds: map[pair]uint64{}, due: never, wake: make(chan struct{})}
+	return &dest{key: key, full: q.d.Full, bySeq: map[uint64]*leg{}, holds: map[pair]uint64{}, flows: map[pair]struct{}{}, due: never, wake: make(chan struct{})}
 }
 
 // idle reports whether nothing at all is left here.
@@ -188,17 +189,42 @@ func (d *dest) keepBack(seq uint64, r *row) {
 
 // keepRest holds back whoever comes behind the recipients of a leg that wait
 // while others of it are under way, or a record about it is. So does a recipient
-// that is tried again: what stands behind it would most likely travel in vain.
+// that is tried again: what stands behind it would most likely travel in vain. But
+// once one has gone through, those that had only stood behind it go together: else
+// a queue behind a full disk would drain one message a round trip.
 func (d *dest) keepRest(l *leg) {
 	for i := range l.row.Rcpts {
 		rc := &l.row.Rcpts[i]
-		if rc.State != Waiting || rc.Attempts == 0 && slices.Contains(l.handed, rc.N) {
+		p, ok := pairOf(l.row.From, &rc.R)
+		if !ok || rc.State != Waiting {
 			continue
 		}
-		if p, ok := pairOf(l.row.From, &rc.R); ok {
-			if at, ok := d.holds[p]; !ok || l.seq < at {
-				d.holds[p] = l.seq
+		_, flows := d.flows[p]
+		if alone := rc.Attempts > 0 && !(rc.Last.Behind && flows && flowTogether); !alone && slices.Contains(l.handed, rc.N) {
+			continue
+		}
+		if at, ok := d.holds[p]; !ok || l.seq < at {
+			d.holds[p] = l.seq
+		}
+	}
+}
+
+// manyFlows bounds dest.flows. What is forgotten costs a round trip.
+const manyFlows = 1024
+
+// flow notes whether the mail of each recipient's pair goes through now.
+func (d *dest) flow(out *transport.Leg, as []answer) {
+	for i := range out.Rcpts {
+		p, ok := pairOf(out.Envelope.From, &out.Rcpts[i])
+		switch o := as[i].Result.Outcome; {
+		case !ok:
+		case o != transport.Delivered:
+			delete(d.flows, p)
+		default:
+			if len(d.flows) >= manyFlows {
+				clear(d.flows)
 			}
+			d.flows[p] = struct{}{}
 		}
 	}
 }

@@ -150,6 +150,7 @@ func (s *source) Finish(out *transport.Leg, results []transport.Result) {
 		}
 	}
 	q.mu.Lock()
+	d.flow(out, as)
 	l := d.bySeq[out.Seq]
 	if l == nil || l.out != out {
 		// Ended as a whole meanwhile, by its DELIVER record, or handed back.

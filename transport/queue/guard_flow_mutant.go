@@ -1,0 +1,5 @@
+//go:build mutant_flow
+
+package queue
+
+const flowTogether = false
