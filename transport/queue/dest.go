@@ -195,12 +195,12 @@ func (d *dest) keepBack(seq uint64, r *row) {
 func (d *dest) keepRest(l *leg) {
 	for i := range l.row.Rcpts {
 		rc := &l.row.Rcpts[i]
-		p, ok := pairOf(l.row.From, &rc.R)
-		if !ok || rc.State != Waiting {
+		handed := slices.Contains(l.handed, rc.N)
+		if rc.State != Waiting || handed && rc.Attempts == 0 {
 			continue
 		}
-		_, flows := d.flows[p]
-		if alone := rc.Attempts > 0 && !(rc.Last.Behind && flows && flowTogether); !alone && slices.Contains(l.handed, rc.N) {
+		p, ok := pairOf(l.row.From, &rc.R)
+		if _, flows := d.flows[p]; !ok || handed && rc.Last.Behind && flows && flowTogether {
 			continue
 		}
 		if at, ok := d.holds[p]; !ok || l.seq < at {
@@ -212,8 +212,12 @@ func (d *dest) keepRest(l *leg) {
 // manyFlows bounds dest.flows. What is forgotten costs a round trip.
 const manyFlows = 1024
 
-// flow notes whether the mail of each recipient's pair goes through now.
+// flow notes whether the mail of each recipient's pair goes through now. What is
+// tried for the first time stands behind nothing, and says nothing new.
 func (d *dest) flow(out *transport.Leg, as []answer) {
+	if out.Attempts == 0 {
+		return
+	}
 	for i := range out.Rcpts {
 		p, ok := pairOf(out.Envelope.From, &out.Rcpts[i])
 		switch o := as[i].Result.Outcome; {
