@@ -23,7 +23,16 @@ func code(err error) int {
 	return 0
 }
 
-// tries sends one message in a session of its own.
+// sizeOf is how long the k-th body is: up to 160 KiB, and each tenth so long that
+// it goes through a file of its own before anybody knows whether it is taken.
+func sizeOf(k int) int {
+	if k%10 == 9 {
+		return 400 << 10
+	}
+	return k % 10 * 20 << 10
+}
+
+// try sends one message in a session of its own.
 func try(m *Mesh, l *Ledger, office, to string, size int) error {
 	s, err := m.FromOutside("somebody@example.net", office)
 	if err != nil {
@@ -43,8 +52,10 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 	l := NewLedger()
 	to, there := m.User("hq", 0), m.User("plzen", 0)
 	pid := m.Node("hq").Pid
+	pids := map[string]int{"hq": pid, "plzen": m.Node("plzen").Pid}
+	level := m.Level(pids)
 	for k := range 50 {
-		if err := try(m, l, "hq", to.Address, k%10*20<<10); err != nil {
+		if err := try(m, l, "hq", to.Address, sizeOf(k)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -62,7 +73,7 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 					return
 				case <-time.After(20 * time.Millisecond):
 				}
-				err := try(m, l, "hq", to.Address, k%10*20<<10)
+				err := try(m, l, "hq", to.Address, sizeOf(k))
 				c := code(err)
 				if err == nil {
 					c = 250
@@ -134,8 +145,13 @@ func TestAFullDiskRefusesMailAndHealsByItself(t *testing.T) {
 		}
 	}
 	m.WaitFor("the status says that all is well", 10*time.Second, func() bool { st, err := m.Status("hq"); return err == nil && st.Health.OK })
-	t.Logf("full for %v: answers %v, taken again at most %v after there was room, all %d messages in place %v after the last",
-		holds, answers, healed.Round(time.Millisecond), l.Total(), after.Round(time.Millisecond))
+	if len(m.holds("plzen", pids["plzen"]).above(level["plzen"])) == 0 {
+		t.Error("our own session at plzen, which is open still, is not seen")
+	}
+	s.Close()
+	back := m.BackTo(level, pids)
+	t.Logf("full for %v: answers %v, taken again at most %v after there was room, all %d messages in place %v after the last; nothing more open than after the start %v later",
+		holds, answers, healed.Round(time.Millisecond), l.Total(), after.Round(time.Millisecond), back.Round(time.Millisecond))
 
 	t.Run("and at boot", func(t *testing.T) { startOnAFullDisk(t, m, d, l, to) })
 }

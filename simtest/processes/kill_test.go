@@ -112,6 +112,14 @@ func TestAnyNodeMayBeKilledAtAnyInstant(t *testing.T) {
 		p.Ready(5 * time.Second)
 	}
 	m.agree(30*time.Second, three...)
+	pids := func() map[string]int {
+		now := map[string]int{}
+		for _, p := range procs {
+			now[p.Office] = p.Pid()
+		}
+		return now
+	}
+	level := m.Level(pids())
 	m.noGateway("plzen") // so that outside mail is handed over in two phases too
 	kills, total := Count(6, 100), Count(600, 10000)
 	seed := rand.Uint64()
@@ -201,4 +209,5 @@ func TestAnyNodeMayBeKilledAtAnyInstant(t *testing.T) {
 		took := tr.Settle(30*time.Second, kills+3*(round+1))
 		t.Logf("%d killed at once: term %d, all was there %v after the load's end", len(down), term, took.Round(time.Millisecond))
 	}
+	t.Logf("nothing more is open than after a start: %v", m.BackTo(level, pids()).Round(time.Millisecond))
 }
