@@ -54,8 +54,7 @@ func (w *World) Lossy(share float64, offices ...string) *Lines {
 	return w.theirs(fmt.Sprintf("lose %.2f", share), offices, func(l *line) { l.loss = share })
 }
 
-// Twice lets a share (0 to 1) of the packets come twice, Late lets others overtake
-// them, Flipped turns a bit of each.
+// Twice lets a share (0 to 1) of the packets come twice.
 func (w *World) Twice(share float64, offices ...string) *Lines {
 	return w.theirs(fmt.Sprintf("double %.2f", share), offices, func(l *line) { l.twice = share })
 }

@@ -28,15 +28,7 @@ func TestTheModelAgreesWithPackets(t *testing.T) {
 					{At: first, Do: simtest.EvMail, A: []string{"plzen"}, B: []string{"hq"}, Way: "port25", N: tc.each, Span: cut / time.Duration(tc.each)},
 					{At: first + cut, Do: simtest.EvHeal, A: []string{"hq"}, B: []string{"plzen"}},
 				}}
-			r := simtest.Run(t, p, simtest.Watcher{})
-			for _, v := range r.Violations {
-				t.Error(v)
-			}
-			var last time.Duration
-			for _, d := range r.Record.Deliveries {
-				last = max(last, d.At)
-			}
-			got := last - first - cut
+			got := lastDelivery(t, p) - first - cut
 			m := capacity.Model{Seed: 1, Offices: 2, Rate: float64(tc.each) / cut.Seconds(), Size: size, Bandwidth: float64(tc.bandwidth), Latency: latency,
 				Length: cut, Cut: true, To: cut}
 			want := m.Run().Drained
@@ -46,6 +38,19 @@ func TestTheModelAgreesWithPackets(t *testing.T) {
 			}
 		})
 	}
+}
+
+// lastDelivery plays a plan with packets and returns when the last message came.
+func lastDelivery(t *testing.T, p simtest.Plan) (at time.Duration) {
+	t.Helper()
+	r := simtest.Run(t, p, simtest.Watcher{})
+	for _, v := range r.Violations {
+		t.Error(v)
+	}
+	for _, d := range r.Record.Deliveries {
+		at = max(at, d.At)
+	}
+	return at
 }
 
 // size is what a message of simtest's clients has on average.
@@ -72,15 +77,7 @@ func TestTheModelHoldsWhereItWasNotFitted(t *testing.T) {
 		}
 	}
 	slices.SortStableFunc(p.Events, func(a, b simtest.Event) int { return cmp.Compare(a.At, b.At) })
-	r := simtest.Run(t, p, simtest.Watcher{})
-	for _, v := range r.Violations {
-		t.Error(v)
-	}
-	var last time.Duration
-	for _, d := range r.Record.Deliveries {
-		last = max(last, d.At)
-	}
-	got := last - first - cut
+	got := lastDelivery(t, p) - first - cut
 	m := capacity.Model{Seed: 1, Offices: 3, Rate: 2 * each / cut.Seconds(), Size: bytes, Bandwidth: 2 * bandwidth, Latency: latency, Length: cut, Cut: true, To: cut}
 	o := m.Run()
 	want := o.Drained

@@ -464,6 +464,15 @@ func (l *Ledger) Sent(id, to string, err error) {
 	}
 }
 
+// Send sends one small message with a fresh id in a session, and notes what came
+// of it.
+func (l *Ledger) Send(s *Sender, to string) error {
+	id := NewID()
+	err := s.Send(id, to)
+	l.Sent(id, to, err)
+	return err
+}
+
 // Total returns how many messages were answered with 250.
 func (l *Ledger) Total() (n int) {
 	l.mu.Lock()
