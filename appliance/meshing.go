@@ -90,8 +90,8 @@ func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 		if c.Parts&(domain.Users|domain.Homes) != 0 {
 			poke(homes)
 		}
-		if c.Parts&(domain.Users|domain.Homes|domain.Values) != 0 {
-			n.notify() // quotas
+		if c.Parts&(domain.Users|domain.Homes|domain.Values|domain.Nodes) != 0 {
+			n.notify() // quotas, and who lives here
 		}
 		if c.Parts&(domain.Nodes|domain.Users|domain.Secrets) != 0 {
 			n.pokeSeals()

@@ -75,6 +75,7 @@ type Node struct {
 	gossipDoor *link.Listener
 	noticed    chan struct{} // a token: what this node says of itself may have changed
 	diskFull   atomic.Bool   // as the store said last
+	turned     turned
 	// parting says that the node stops because it was asked to.
 	parting atomic.Bool
 	witness *witness

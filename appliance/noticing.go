@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"slices"
+	"sync"
 
 	"posthouse/mesh"
 	"posthouse/transport"
@@ -11,7 +12,60 @@ import (
 	"posthouse/transport/notice"
 )
 
-// What this node and its peers tell each other of room: see transport/notice.
+// What this node and its peers tell each other of room, and of what they have
+// learnt: see transport/notice.
+
+// turned is what this node turned mail away for. Whoever sent it may try again in
+// half a minute or a minute only, when there is room again, or when this node has
+// heard that a mailbox is its own: its copy of the domain state was behind.
+type turned struct {
+	mu        sync.Mutex
+	mailboxes []mesh.MailboxID // not its own, or not yet: the last maxTurned
+	streams   bool             // whole streams, before this node knew itself
+	again     uint64           // notice.Facts.Again
+}
+
+// maxTurned bounds what is remembered. What is forgotten comes by the sender's schedule.
+const maxTurned = 1024
+
+func (t *turned) mailbox(m mesh.MailboxID) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if slices.Contains(t.mailboxes, m) {
+		return
+	}
+	if len(t.mailboxes) == maxTurned {
+		t.mailboxes = slices.Delete(t.mailboxes, 0, 1)
+	}
+	t.mailboxes = append(t.mailboxes, m)
+}
+
+func (t *turned) stream() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.streams = true
+}
+
+// room counts that there is room where there was none.
+func (t *turned) room() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.again++
+}
+
+// learn counts what is this node's own by now: self says that it knows itself,
+// ours that a mailbox lives here. It returns notice.Facts.Again.
+func (t *turned) learn(self bool, ours func(mesh.MailboxID) bool) uint64 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := len(t.mailboxes)
+	t.mailboxes = slices.DeleteFunc(t.mailboxes, ours)
+	if saysWhatItLearns && (len(t.mailboxes) < n || t.streams && self) {
+		t.again++
+		t.streams = t.streams && !self
+	}
+	return t.again
+}
 
 // buildNotices makes both ends of the notices between nodes.
 func (n *Node) buildNotices() {
@@ -23,14 +77,15 @@ func (n *Node) buildNotices() {
 	})
 }
 
-// heardNotice hastens what a peer has deferred, once it has room for it.
+// heardNotice hastens what a peer has put off, once it has room for it or knows
+// whose it is.
 func (n *Node) heardNotice(peer mesh.NodeID, was, is notice.Facts, first bool) {
 	if was.Full != is.Full {
 		n.part("notice").Info("disk of another office", "peer", n.nodeName(peer), "full", is.Full)
 	}
 	n.live.send()
 	freed := slices.ContainsFunc(was.Mailboxes, func(m mesh.MailboxID) bool { return !slices.Contains(is.Mailboxes, m) })
-	if is.Full || !first && !was.Full && !freed {
+	if is.Full || !first && !was.Full && !freed && was.Again == is.Again {
 		return
 	}
 	n.queue.Room(transport.Destination{Scope: transport.ScopeNode, Node: peer})
@@ -44,6 +99,9 @@ func (n *Node) heardNotice(peer mesh.NodeID, was, is notice.Facts, first bool) {
 
 // diskSpace is told by the store that the disk is full, or has room again.
 func (n *Node) diskSpace(full bool) {
+	if !full {
+		n.turned.room()
+	}
 	n.diskFull.Store(full)
 	n.notify()
 	n.showStore()
@@ -70,7 +128,9 @@ func (n *Node) tellNotices(ctx context.Context) error {
 			return nil
 		}
 		full := n.store.Full()
-		n.notices.Set(notice.Facts{Full: n.diskFull.Load(), Mailboxes: full})
+		_, here := n.state.Node(n.id)
+		again := n.turned.learn(here, func(m mesh.MailboxID) bool { home, _, ok := n.state.Home(m); return ok && home == n.id })
+		n.notices.Set(notice.Facts{Full: n.diskFull.Load(), Mailboxes: full, Again: again})
 		if slices.ContainsFunc(before, func(m mesh.MailboxID) bool { return !slices.Contains(full, m) }) {
 			n.queue.Room(transport.Destination{Scope: transport.ScopeLocal})
 		}

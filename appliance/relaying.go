@@ -84,7 +84,12 @@ func (n *Node) serveRelay(ctx context.Context, l *link.Listener) error {
 	return n.serveStreams(ctx, l, "relay", func(ctx context.Context, c *link.Conn) error {
 		// Who has just joined knows no office yet: mail would be put off for the
 		// time that a deferral takes, while the stream is tried again at once.
-		if _, here := n.state.Node(n.id); !here && joinersWait || n.witness.suspect(c.Peer()) {
+		if _, here := n.state.Node(n.id); !here && joinersWait {
+			n.turned.stream()
+			n.notify()
+			return c.Close()
+		}
+		if n.witness.suspect(c.Peer()) {
 			return c.Close()
 		}
 		return n.relay.Serve(ctx, c.Peer(), c)
@@ -105,6 +110,12 @@ func (h relayHome) Start(ctx context.Context, env transport.Envelope, rcpts []tr
 	p, err := homeStore(h).StartDelivery(ctx, d)
 	if err != nil {
 		return nil, err
+	}
+	for i, r := range p.Known() {
+		if r.Outcome == transport.Moved {
+			h.n.turned.mailbox(rcpts[i].Mailbox)
+			h.n.notify() // it may have become ours since
+		}
 	}
 	return p, nil
 }

@@ -1,6 +1,7 @@
 package journal_test
 
 import (
+	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -112,6 +113,28 @@ func TestWantOfSpaceAndRoomAreToldOnceEach(t *testing.T) {
 		time.Sleep(time.Second)
 		if s := x.take(); !slices.Equal(s, []bool{true, false}) || j.Full() {
 			t.Fatal(s)
+		}
+		d.Close(t)
+	})
+}
+
+// Small mail may still fit where a large body does not: who sent that hears of room
+// as well.
+func TestALargeBodyThatFoundNoRoomIsFollowedByNewsOfRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d, x := journaltest.NewDisk(t), &told{}
+		d.Options.Space = x.space
+		j, _ := started(t, d)
+		d.FS.SetFree(100 << 10)
+		body := j.NewDraft()
+		if _, err := body.Write(make([]byte, 2<<20)); !errors.Is(err, transport.ErrNoSpace) {
+			t.Fatal(err)
+		}
+		body.Discard()
+		d.FS.SetFree(-1)
+		time.Sleep(2 * time.Second)
+		if s := x.take(); !slices.Equal(s, []bool{true, false}) {
+			t.Errorf("%v was told", s)
 		}
 		d.Close(t)
 	})

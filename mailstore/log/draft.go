@@ -98,7 +98,7 @@ func (d *Draft) spool() error {
 	f, err := l.fs.Create(l.path(number, extTemp))
 	if err != nil {
 		l.forget(number)
-		return fmt.Errorf("begin spool file: %w", noSpace(err))
+		return fmt.Errorf("begin spool file: %w", l.noRoom(err))
 	}
 	d.number, d.f = number, f
 	d.h = &header{flags: flagBody, number: number, epoch: l.epoch, salt: binary.LittleEndian.Uint64(salt[:])}
@@ -126,7 +126,7 @@ func (l *Log) forget(number uint64) {
 // chunk writes d.mem as the next chunk.
 func (d *Draft) chunk() error {
 	if err := d.put(); err != nil {
-		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), noSpace(err))
+		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), d.l.noRoom(err))
 	}
 	d.chunks++
 	d.mem = d.mem[:0]
@@ -202,7 +202,7 @@ func (d *Draft) settle() error {
 	d.mem = nil
 	d.h.bodySize, d.h.bodySum = d.size, d.crc
 	if _, err := d.f.WriteAt(d.h.encode(), 0); err != nil {
-		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), noSpace(err))
+		return fmt.Errorf("write spool file %s: %w", fileName(d.number, extTemp), d.l.noRoom(err))
 	}
 	err := d.sync()
 	if err == nil {
@@ -234,7 +234,7 @@ func (d *Draft) failed(err error) error {
 	if errors.As(err, &f) {
 		return d.l.die(err)
 	}
-	return noSpace(err)
+	return d.l.noRoom(err)
 }
 
 // Discard drops a draft that will not be appended. Harmless after Append.

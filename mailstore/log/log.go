@@ -96,8 +96,8 @@ type Options struct {
 	// does so too. Must not call Admit or Close.
 	Synced func([]Record)
 
-	// Refused is called by the writer, and must not block, each time a full disk
-	// kept a group out. Nil: nobody is told.
+	// Refused is called, and must not block, each time a full disk kept a group
+	// or a large body out. Nil: nobody is told.
 	Refused func()
 
 	FS FS // nil: Disk
@@ -406,6 +406,16 @@ func (l *Log) Close() error {
 		l.lock.Close()
 	})
 	return l.Err()
+}
+
+// noRoom is noSpace for a body that is written beside the log's end. Whoever sent
+// it waits for news of room like all others, so it counts as refused.
+func (l *Log) noRoom(err error) error {
+	err = noSpace(err)
+	if errors.Is(err, transport.ErrNoSpace) && bodiesCount {
+		l.opt.Refused()
+	}
+	return err
 }
 
 // noSpace makes err a transport.ErrNoSpace when the disk is full.

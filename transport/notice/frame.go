@@ -29,9 +29,10 @@ var errFrame = errors.New("not a notice")
 
 // frame is Facts on the wire. A later version adds keys that this one ignores.
 type frame struct {
-	V    uint8  `cbor:"1,keyasint"`
-	Full bool   `cbor:"2,keyasint,omitempty"`
-	IDs  []byte `cbor:"3,keyasint,omitempty"` // of mailboxes, 16 bytes each
+	V     uint8  `cbor:"1,keyasint"`
+	Full  bool   `cbor:"2,keyasint,omitempty"`
+	IDs   []byte `cbor:"3,keyasint,omitempty"` // of mailboxes, 16 bytes each
+	Again uint64 `cbor:"4,keyasint,omitempty"`
 }
 
 var decMode = func() cbor.DecMode {
@@ -44,7 +45,7 @@ var decMode = func() cbor.DecMode {
 
 // encode returns the frame of f.
 func encode(f Facts) ([]byte, error) {
-	x := frame{V: version, Full: f.Full}
+	x := frame{V: version, Full: f.Full, Again: f.Again}
 	for i := range f.Mailboxes {
 		x.IDs = append(x.IDs, f.Mailboxes[i][:]...)
 	}
@@ -84,7 +85,7 @@ func decode(p []byte) (f Facts, err error) {
 	if x.V == 0 || len(x.IDs)%size != 0 || len(x.IDs) > MaxMailboxes*size {
 		return f, fmt.Errorf("%w: version %d, %d bytes of ids", errFrame, x.V, len(x.IDs))
 	}
-	f.Full = x.Full
+	f.Full, f.Again = x.Full, x.Again
 	for b := range slices.Chunk(x.IDs, size) {
 		f.Mailboxes = append(f.Mailboxes, mesh.MailboxID(b))
 	}
@@ -103,7 +104,7 @@ func (f Facts) tidy() Facts {
 func compare(a, b mesh.MailboxID) int { return bytes.Compare(a[:], b[:]) }
 
 func (f Facts) equal(g Facts) bool {
-	return f.Full == g.Full && slices.Equal(f.Mailboxes, g.Mailboxes)
+	return f.Full == g.Full && f.Again == g.Again && slices.Equal(f.Mailboxes, g.Mailboxes)
 }
 
 // has reports whether f names a mailbox as full.

@@ -1,6 +1,7 @@
 // Package notice tells the other nodes what a node knows of itself and they had
-// better know before they try: that its disk is full, or has room again, and
-// which of its mailboxes are over their quota. It hears the same from them.
+// better know before they try: that its disk is full, or has room again, which
+// of its mailboxes are over their quota, and that it can take now what it turned
+// away before. It hears the same from them.
 //
 // It is soft state. Each node keeps one stream open to each peer that it can
 // reach, sends the whole of its facts when the stream opens, and again when they
@@ -39,6 +40,10 @@ type Facts struct {
 	// Mailboxes are those of its own that are over their quota, at most
 	// MaxMailboxes.
 	Mailboxes []mesh.MailboxID
+	// Again counts, since its start, how often it could take what it had turned
+	// away: there was room again, perhaps so soon that nobody heard of the lack; or
+	// its copy of the domain state was behind the sender's, and has caught up.
+	Again uint64
 }
 
 // Times of a stream.

@@ -107,6 +107,32 @@ func TestFactsAreToldWholeAtFirstAndThenAsTheyChange(t *testing.T) {
 	})
 }
 
+// A disk may be full and have room again between two frames: the peer still hears
+// that it is worth a try.
+func TestWhatPassedBetweenTwoFramesIsHeardOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := between(t, 1, 2)
+		var last Facts
+		w[2].d.Heard = func(_ mesh.NodeID, was, is Facts, first bool) {
+			if !first && was.Again == is.Again {
+				t.Error("told of nothing new")
+			}
+			last = is
+		}
+		w[1].PeerUp(2)
+		synctest.Wait()
+		w[1].Set(Facts{Full: true})
+		w[1].Set(Facts{Again: 1})
+		time.Sleep(2 * pause)
+		w[1].Set(Facts{Again: 2})
+		time.Sleep(2 * pause)
+		synctest.Wait()
+		if last.Again != 2 || last.Full {
+			t.Errorf("heard of %+v", last)
+		}
+	})
+}
+
 func TestAHomeIsBelievedAboutItsOwnOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := between(t, 1, 2, 3)
@@ -271,7 +297,7 @@ func TestMoreThanTheBoundIsCutAndMoreThanThatRefused(t *testing.T) {
 }
 
 func FuzzFrame(f *testing.F) {
-	for _, x := range []Facts{{}, {Full: true}, {Mailboxes: []mesh.MailboxID{box(1), box(2)}}} {
+	for _, x := range []Facts{{}, {Full: true, Again: 1 << 40}, {Mailboxes: []mesh.MailboxID{box(1), box(2)}}} {
 		p, err := encode(x)
 		if err != nil {
 			f.Fatal(err)

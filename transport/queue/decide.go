@@ -100,7 +100,7 @@ type rcpt struct {
 	Delayed  bool                `cbor:"8,keyasint,omitempty"` // the 4 h mark was passed
 	Last     transport.Result    `cbor:"9,keyasint"`
 	Node     mesh.NodeID         `cbor:"10,keyasint,omitempty"` // Released: to whom
-	Tried    time.Duration       `cbor:"11,keyasint,omitempty"` // deferred: queue time at which that attempt began
+	Tried    time.Duration       `cbor:"11,keyasint,omitempty"` // deferred or moved: queue time at which that attempt began
 }
 
 func (r *rcpt) ended() bool { return r.State == Done && r.Owes == 0 }
@@ -120,7 +120,7 @@ type change struct {
 	Node     mesh.NodeID            `cbor:"10,keyasint,omitempty"`
 	To       *transport.Destination `cbor:"11,keyasint,omitempty"` // routed anew
 	Forget   bool                   `cbor:"12,keyasint,omitempty"` // a kept copy dropped: as if it had never been offered
-	Tried    time.Duration          `cbor:"13,keyasint,omitempty"` // with Waiting, after a deferral
+	Tried    time.Duration          `cbor:"13,keyasint,omitempty"` // with Waiting, after a deferral or "moved"
 }
 
 // apply puts the change into r. What ended stays ended, whatever comes late; but
@@ -236,7 +236,7 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 	case transport.Failed:
 		p.fail(l, r, &c)
 	case transport.Moved:
-		p.moved(now, dest, l, r, a, &c)
+		p.moved(now, dest, l, r, a, began, &c)
 	default: // Deferred, and whatever a carrier may invent
 		if res.Behind && !behindIsDeferred {
 			// Nothing is said of it. Once what stood before it has ended, nobody
@@ -263,7 +263,7 @@ func (p *Policy) answered(now time.Duration, dest transport.Destination, l *row,
 	return c
 }
 
-func (p *Policy) moved(now time.Duration, dest transport.Destination, l *row, r *rcpt, a answer, c *change) {
+func (p *Policy) moved(now time.Duration, dest transport.Destination, l *row, r *rcpt, a answer, began time.Duration, c *change) {
 	if a.Gone {
 		// One more look-up was made, and the current state has nobody.
 		c.Last = &transport.Result{Outcome: transport.Failed, Code: 550, Enhanced: "5.1.1",
@@ -271,7 +271,7 @@ func (p *Policy) moved(now time.Duration, dest transport.Destination, l *row, r 
 		p.fail(l, r, c)
 		return
 	}
-	c.State = Waiting
+	c.State, c.Tried = Waiting, began
 	if c.Moved = r.Moved + 1; c.Moved >= p.MovedMax {
 		// The maps are stale somewhere: wait for them, never bounce for it.
 		c.Moved, c.Due = 0, now+p.MovedWait

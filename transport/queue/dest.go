@@ -144,7 +144,7 @@ func (q *Queue) rewind(d *dest) {
 }
 
 // dueOf is when a waiting recipient is due: by the schedule, or at once when the
-// destination has told of room since it deferred it.
+// destination has told of room, or of what it has learnt, since that attempt.
 func (d *dest) dueOf(rc *rcpt) time.Duration {
 	if rc.Tried > 0 && rc.Tried < d.room && (d.full == nil || !d.full(d.key, rc.R.Mailbox)) {
 		return 0

@@ -398,7 +398,8 @@ func (q *Queue) PeerUp(n mesh.NodeID) {
 }
 
 // Room tells that a destination which deferred mail for want of space has some
-// again: what it has deferred so far is due now, in order, but for mailboxes that
+// again, or that one which knew nothing of a mailbox has heard of it: what it has
+// deferred or called moved so far is due now, in order, but for mailboxes that
 // Deps.Full knows. Harmless when it is not true: it costs an attempt.
 func (q *Queue) Room(dst transport.Destination) {
 	q.mu.Lock()

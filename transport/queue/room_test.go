@@ -65,6 +65,35 @@ func TestNewsOfRoomBringsAtOnceInOrderWhatWasDeferred(t *testing.T) {
 	})
 }
 
+// A home that has not heard of a user yet says "moved". When it has, what waits for
+// the end of that poll, a minute, goes at once.
+func TestNewsOfWhoLivesThereBringsWhatWasCalledMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		var known atomic.Bool
+		var tries atomic.Int32
+		w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
+			tries.Add(1)
+			if !known.Load() {
+				return all(len(l.Rcpts), transport.Result{Outcome: transport.Moved})
+			}
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered, Code: 250})
+		}))
+		w.mu.Lock()
+		w.routes[bob] = toPlzen
+		w.mu.Unlock()
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(20 * time.Second)
+		want(t, tries.Load(), int32(3)) // at once, after 1 s and 2 s; the next comes after a minute
+		known.Store(true)
+		w.q.Room(toPlzen)
+		time.Sleep(time.Millisecond)
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
 // What stood behind a message that found a full disk is not sent one by one, a
 // round trip each, once that has gone through.
 func TestWhatStoodBehindAFullDiskGoesTogether(t *testing.T) {
@@ -111,6 +140,7 @@ func TestWhatStoodBehindAFullDiskGoesTogether(t *testing.T) {
 		full.Store(false)
 		w.q.Room(toPlzen)
 		time.Sleep(time.Second)
+		synctest.Wait()
 		want(t, tries, []string{"123456", "1", "23456"})
 		want(t, w.left(), "")
 		w.crash()

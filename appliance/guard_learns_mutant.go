@@ -1,0 +1,5 @@
+//go:build mutant_learns
+
+package appliance
+
+const saysWhatItLearns = false

@@ -1,0 +1,5 @@
+//go:build mutant_bodies
+
+package log
+
+const bodiesCount = false
