@@ -291,8 +291,10 @@ func isSystemError(err error) bool {
 
 func (s *FileStorage) setAside() error {
 	dir, aside := filepath.Join(s.dir, "raft"), filepath.Join(s.dir, "raft.aside")
-	if there, err := s.disk.exists(dir); err != nil || !there {
-		return err
+	if there, err := s.disk.exists(dir); err != nil {
+		return fmt.Errorf("set the log aside: %w", err)
+	} else if !there {
+		return nil
 	}
 	if err := s.disk.removeAll(aside); err != nil {
 		return fmt.Errorf("set the log aside: %w", err)

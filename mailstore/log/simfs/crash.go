@@ -1,9 +1,9 @@
 package simfs
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
-	"sort"
 )
 
 // Sector is the unit in which unsynced bytes survive a crash, in bytes.
@@ -23,14 +23,7 @@ const (
 func (m Mode) String() string { return [...]string{"lose all", "keep all", "random", "torn"}[m] }
 
 func (t tree) clone() tree {
-	n := tree{files: make(map[string]*inode, len(t.files)), dirs: make(map[string]bool, len(t.dirs))}
-	for k, v := range t.files {
-		n.files[k] = v
-	}
-	for k, v := range t.dirs {
-		n.dirs[k] = v
-	}
-	return n
+	return tree{files: maps.Clone(t.files), dirs: maps.Clone(t.dirs)}
 }
 
 // Copy returns a disk with the same files, all of them synced. It is meant for
@@ -79,7 +72,7 @@ func (s *FS) image(mode Mode, seed uint64) *FS {
 	out.free, out.WholeSectors = s.free, s.WholeSectors
 	out.cur.dirs = t.dirs
 	copies := map[*inode]*inode{}
-	for _, name := range sortedKeys(t.files) {
+	for _, name := range slices.Sorted(maps.Keys(t.files)) {
 		ino := t.files[name]
 		if copies[ino] == nil {
 			b := ino.after(mode, rnd, s.lastOp, s.WholeSectors)
@@ -88,15 +81,6 @@ func (s *FS) image(mode Mode, seed uint64) *FS {
 		out.cur.files[name] = copies[ino]
 	}
 	out.durable = out.cur.clone()
-	return out
-}
-
-func sortedKeys(m map[string]*inode) []string {
-	out := make([]string, 0, len(m))
-	for k := range m {
-		out = append(out, k)
-	}
-	sort.Strings(out)
 	return out
 }
 
