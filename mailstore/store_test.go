@@ -576,5 +576,10 @@ func TestAMailboxThatWasLostElsewhereHasALaterUIDValidity(t *testing.T) {
 	if validity(2) != before {
 		t.Errorf("%d after a replay, %d before", validity(2), before)
 	}
+	w.tidy()
+	w.crash(true)
+	if validity(2) != before {
+		t.Errorf("%d after a replay of the tidied log, %d before", validity(2), before)
+	}
 	w.sameAfterReplay(2)
 }
