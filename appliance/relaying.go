@@ -60,12 +60,32 @@ func (p patient) Read(b []byte) (int, error) {
 	return k, err
 }
 
+func (p patient) Write(b []byte) (int, error) {
+	k, err := p.Conn.Write(b)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		p.ended()
+	}
+	return k, err
+}
+
 // rank orders gateways: the highest priority first.
 func (n *Node) rank(id mesh.NodeID) int {
 	if x, ok := n.state.Node(id); ok {
 		return -x.Priority
 	}
 	return 0
+}
+
+// destinationSeen reports whether a node, or for outside mail any gateway, seems to
+// be alive: connected, or reached through a third.
+func (n *Node) destinationSeen(d transport.Destination) bool {
+	for _, m := range n.view.Load().Members {
+		wanted := d.Scope == transport.ScopeNode && m.ID == d.Node || d.Scope == transport.ScopeGateway && m.Gateway && m.ID != n.id
+		if wanted && (m.State == mesh.Serving || m.State == mesh.Draining) {
+			return true
+		}
+	}
+	return false
 }
 
 // offers are the services of peers that stand from the first moment of the link.

@@ -30,7 +30,7 @@ func (n *Node) openStore(ctx context.Context) (err error) {
 		return home, version
 	}})
 	n.queue = queue.New(n.journal, queueDeps(queue.Deps{
-		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Full: n.destinationFull, Resolve: n.dir.resolveReport, Domain: route.ToDomain,
+		Self: n.id, Carrier: n.carrier, Route: n.dir.next, Full: n.destinationFull, Seen: n.destinationSeen, Resolve: n.dir.resolveReport, Domain: route.ToDomain,
 		Member: func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
 		Host:   func() string { return n.cfg.Host }, Postmaster: n.postmaster,
 		Finals: func(origin mesh.NodeID) { n.relay.Finals(origin) }, Event: n.mailLog, Rand: n.env.Random, Logger: n.part("queue"),

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -103,5 +104,27 @@ func TestAnOfficeWithoutItsLineForADayAndAnHour(t *testing.T) {
 		took := w.Until("the queues are empty", 15*time.Second, func() bool { return w.got("plzen", "waits", 20) && w.got("praha", "waits too", 20) })
 		t.Logf("and the queues are empty %v later", took)
 		w.works("after a day")
+	})
+}
+
+// Small packets get through, so each office sees the other all the time, and large
+// ones do not, so no mail does. When the line is whole again nobody tells the queue.
+func TestMailFlowsSoonAfterALineThatPassedSmallPacketsOnly(t *testing.T) {
+	story(t, two, func(t *testing.T, w *World) {
+		for i, d := range []time.Duration{20 * time.Second, 70 * time.Second, 4 * time.Minute, 9 * time.Minute} {
+			w.Narrow(300, "hq").From("plzen")
+			time.Sleep(time.Second)
+			subject := fmt.Sprint("narrow ", i)
+			w.mail("hq", "plzen", subject, 3)
+			time.Sleep(d)
+			if s := w.Office("hq").sees("plzen").State; s != serving {
+				t.Fatalf("hq sees plzen as %s: this shows nothing", s)
+			}
+			w.Narrow(0, "hq").From("plzen")
+			took := w.Until("its mail is there", 2*time.Minute, func() bool { return w.got("plzen", subject, 3) })
+			if t.Log(d, took); took > 13*time.Second {
+				t.Errorf("mail came %v after %v of a line that passed small packets only", took, d)
+			}
+		}
 	})
 }

@@ -199,8 +199,9 @@ func (e *Endpoint) session(ctx context.Context, p *peer, class Class) (*session,
 	}
 	e.mu.Lock()
 	s := p.current(Bulk)
+	sound := s != nil && !s.doubted
 	e.mu.Unlock()
-	if s != nil {
+	if sound {
 		return s, nil
 	}
 	// Where the control connection lives a handshake and a hello take three round

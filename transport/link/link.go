@@ -477,14 +477,28 @@ const doubtFor = 15 * time.Second
 
 // Doubt says that a stream to node has seen no progress for so long that its
 // connection may be dead, though nothing has noticed yet: for a while, or until a
-// new connection, streams go through a third node if one can reach it.
+// new connection, streams go through a third node if one can reach it. The bulk
+// connection takes no new streams of ours: a line that lost its packets, and only
+// the large ones, leaves it alive with pauses of a minute between its attempts,
+// where a new one is through as soon as the line is.
 func (e *Endpoint) Doubt(node mesh.NodeID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if p := e.peers[node]; p != nil && p.up {
-		p.doubtful = time.Now().Add(doubtFor)
+	p := e.peers[node]
+	if p == nil || !p.up {
+		return
+	}
+	p.doubtful = time.Now().Add(doubtFor)
+	for _, s := range p.sessions[Bulk] {
+		if time.Since(s.since) >= doubtAge && leavesDoubted {
+			s.doubted = true
+		}
 	}
 }
+
+// doubtAge is the least age of a bulk connection that is doubted: a younger one is
+// not that in which nothing went on for so long.
+const doubtAge = 5 * time.Second
 
 // Watch calls f for each peer that is up now and then whenever one goes up or down,
 // until stop is called. A peer that goes down and up between two calls is told as up

@@ -166,6 +166,7 @@ type session struct {
 	streams atomic.Int64
 	poke    chan struct{} // look whether it may end
 	retired bool          // another is used; guarded by Endpoint.mu
+	doubted bool          // bulk: a stream made no progress in it; guarded by Endpoint.mu
 }
 
 // better says which of two connections that came up at the same time is used. Both
@@ -380,7 +381,7 @@ func (e *Endpoint) establish(s *session, h *hello, answer func() error) error {
 	}
 	list := p.sessions[s.class]
 	at := 0
-	for at < len(list) && s.since.Sub(list[at].since) < settle && better(list[at], s) {
+	for at < len(list) && !list[at].doubted && s.since.Sub(list[at].since) < settle && better(list[at], s) {
 		at++
 	}
 	list = slices.Insert(list, at, s)

@@ -60,6 +60,10 @@ type Deps struct {
 	// Full reports whether the destination's node says that a mailbox of its own
 	// is full: news of room do not concern it. Nil: nothing is known of any.
 	Full func(transport.Destination, mesh.MailboxID) bool
+	// Seen reports whether the node of a destination in the mesh (of a gateway:
+	// any) seems to be alive now: then it is tried again within seconds. Nil:
+	// none does.
+	Seen func(transport.Destination) bool
 	// Member reports whether a node stands in the domain state.
 	Member func(mesh.NodeID) bool
 	// Decode reads the meta of a KindDeliver record (mailstore.DecodeDelivered).

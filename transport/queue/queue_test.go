@@ -2,6 +2,7 @@ package queue
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -114,6 +115,40 @@ func TestADeferralHoldsBackTheSamePairOnly(t *testing.T) {
 		synctest.Wait()
 		want(t, w.boxes(), []string{carl + " 0001", carl + " 0002", bob + " 0003", bob + " 0001", bob + " 0002"})
 		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
+// A line may pass the small packets that show a node alive, and lose the large ones
+// with mail in them. When it is whole again nobody tells.
+func TestANodeThatIsSeenAliveIsTriedEveryFewSeconds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		var tries int
+		var last time.Time
+		var longest time.Duration
+		w.carry(toPlzen, func(context.Context, transport.Destination, transport.Source) error {
+			if tries++; tries > 1 {
+				longest = max(longest, time.Since(last))
+			}
+			last = time.Now()
+			return errors.New("no bulk connection")
+		})
+		pass := func(seen bool, d time.Duration) (int, time.Duration) {
+			w.seen.Store(seen)
+			tries, longest = 0, 0
+			time.Sleep(d)
+			synctest.Wait()
+			return tries, longest
+		}
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		if n, longest := pass(true, time.Hour); n < 600 || longest > 6*time.Second {
+			t.Errorf("%d attempts in an hour, at most %v apart", n, longest)
+		}
+		if n, longest := pass(false, time.Hour); n > 80 || longest < 48*time.Second {
+			t.Errorf("%d attempts in an hour when it is not seen, at most %v apart", n, longest)
+		}
 		w.crash()
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"time"
 
 	"posthouse/mailstore/log"
@@ -262,6 +263,7 @@ func (q *Queue) prepare(ctx context.Context, d *dest) (ready bool, err error) {
 // settled ends a carry, which was tried or not: what it left is pending again,
 // and an error puts the next one off.
 func (q *Queue) settled(ctx context.Context, s *source, tried bool, err error) {
+	seen := q.d.Seen != nil && q.d.Seen(s.d.key)
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	d := s.d
@@ -289,18 +291,26 @@ func (q *Queue) settled(ctx context.Context, s *source, tried bool, err error) {
 	}
 	if err != nil && ctx.Err() == nil {
 		wait := nodeRetry
-		if d.key.Scope == transport.ScopeOutside {
+		switch {
+		case d.key.Scope == transport.ScopeOutside:
 			wait = q.policy.OutsideRetry
+		case seen && seenSoon:
+			wait = nodeRetry[:seenRetry]
 		}
 		d.notBefore = now + spread(wait[min(d.failures, len(wait)-1)], q.rnd.float())
 		if d.failures++; d.woken {
 			d.notBefore, d.failures = 0, 0
 		}
-		d.lastErr, d.lastErrAt = transport.AsFault(err).Error(), q.clock.src.Now().UTC()
+		why := transport.AsFault(err).Error()
 		if f := (*transport.Fault)(nil); !errors.As(err, &f) {
-			d.lastErr = err.Error()
+			why = err.Error()
 		}
-		q.d.Logger.Info("destination waits", "dest", d.key.String(), "attempt", d.failures, "err", err)
+		level := slog.LevelInfo
+		if why == d.lastErr && d.failures > len(nodeRetry) && d.failures%12 != 0 {
+			level = slog.LevelDebug // who is seen is tried twelve times a minute
+		}
+		d.lastErr, d.lastErrAt = why, q.clock.src.Now().UTC()
+		q.d.Logger.Log(ctx, level, "destination waits", "dest", d.key.String(), "attempt", d.failures, "err", err)
 		d.again = true
 		q.rewind(d) // lets go of what was in memory
 	} else if err == nil {
@@ -310,6 +320,13 @@ func (q *Queue) settled(ctx context.Context, s *source, tried bool, err error) {
 	d.signal() // what was out may be waited for
 	q.look(d)
 }
+
+// seenRetry is how many steps of nodeRetry are taken for a node that is seen alive,
+// the last of them again and again: it answers, and yet mail does not get there,
+// say on a line that loses large packets only. When that ends there is no news of
+// the peer, and an attempt costs little: one that began before the end gives up
+// after 5 s (relay), the next comes 4 to 6 s later, so mail flows within 15 s.
+const seenRetry = 3
 
 // nodeRetry is how soon a node is tried again without any news of it: peer-up
 // does not wait for it.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -94,6 +95,7 @@ type world struct {
 	events   []string
 	policy   Policy
 	full     func(transport.Destination, mesh.MailboxID) bool
+	seen     atomic.Bool
 	nobody   string   // an address that leads nowhere
 	inbox    []string // what the fake mailstore has: "mailbox id"
 }
@@ -112,6 +114,7 @@ func (s seeded) Read(p []byte) (int, error) { return s.r.Read(p) }
 func (w *world) deps() Deps {
 	return Deps{
 		Self: self,
+		Seen: func(transport.Destination) bool { return w.seen.Load() },
 		Carrier: func(d transport.Destination) transport.Carrier {
 			w.mu.Lock()
 			defer w.mu.Unlock()

@@ -1,0 +1,5 @@
+//go:build mutant_doubted
+
+package link
+
+const leavesDoubted = false

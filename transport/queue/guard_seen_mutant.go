@@ -1,0 +1,5 @@
+//go:build mutant_seen
+
+package queue
+
+const seenSoon = false
