@@ -351,6 +351,7 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 	if done != nil {
 		if q.busy[*done]--; q.busy[*done] <= 0 {
 			delete(q.busy, *done)
+			q.freed(*done)
 		}
 		if _, ok := e.rows[*done]; !ok { // it ended before this record
 			if d := q.dests[done.dest]; d != nil {

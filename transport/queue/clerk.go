@@ -35,9 +35,19 @@ func (q *Queue) chores(ctx context.Context) {
 	q.mu.Lock()
 	anew := q.anew
 	q.anew = false
+	var free []legName
+	for _, n := range inOrder(q.missed) {
+		if !q.isBusy(n) {
+			delete(q.missed, n)
+			free = append(free, n)
+		}
+	}
 	q.mu.Unlock()
 	if anew {
 		q.routeAnew(ctx)
+	}
+	for _, n := range free {
+		q.routeLeg(n)
 	}
 	q.reports(ctx)
 }
@@ -68,11 +78,11 @@ func (q *Queue) change(n legName, decide func(now time.Duration, r *row) []chang
 		q.mu.Unlock()
 		return false, nil
 	}
-	l := d.bySeq[n.seq]
-	if q.busy[n] > 0 || l != nil && l.out != nil {
+	if q.isBusy(n) {
 		q.mu.Unlock()
 		return false, errBusy
 	}
+	l := d.bySeq[n.seq]
 	r, known := q.last[n]
 	if l != nil {
 		r, known = l.row, true
@@ -99,8 +109,27 @@ func (q *Queue) change(n legName, decide func(now time.Duration, r *row) []chang
 		delete(q.busy, n)
 		d.signal()
 		q.look(d)
+		q.freed(n)
 	}
 	return len(cs) > 0, err
+}
+
+// isBusy reports whether a leg is being tried, or a record about it is under
+// way. Under q.mu.
+func (q *Queue) isBusy(n legName) bool {
+	if q.busy[n] > 0 {
+		return true
+	}
+	d := q.dests[n.dest]
+	return d != nil && d.bySeq[n.seq] != nil && d.bySeq[n.seq].out != nil
+}
+
+// freed tells the clerk of a leg that may not be busy any more, if it waits for
+// it. Under q.mu.
+func (q *Queue) freed(n legName) {
+	if _, ok := q.missed[n]; ok {
+		q.poke(q.chore)
+	}
 }
 
 // each calls f with the rows of a destination that want says yes to, in pages,
@@ -224,26 +253,42 @@ func (q *Queue) routeAnew(ctx context.Context) {
 		if key.Scope == 0 {
 			continue
 		}
-		err := q.each(ctx, key, func(h head) bool { return h.counts.Waiting > 0 && h.keeper == 0 }, func(n legName) {
-			_, err := q.change(n, func(now time.Duration, r *row) []change {
-				ev := event{Kind: evRoutes}
-				for i := range r.Rcpts {
-					if x := &r.Rcpts[i]; x.State == Waiting {
-						to, gone := q.d.Route(&x.R)
-						if !gone { // the home says it, not we: see Policy.moved
-							ev.Answers = append(ev.Answers, answer{N: x.N, Route: to})
-						}
-					}
-				}
-				return q.policy.Step(now, key, r, ev, q.rnd.float)
-			})
-			if err != nil && !errors.Is(err, errBusy) { // a busy one is answered soon
-				q.d.Logger.Error("route anew", "dest", key.String(), "err", err)
-			}
-		})
+		err := q.each(ctx, key, func(h head) bool { return h.counts.Waiting > 0 && h.keeper == 0 }, q.routeLeg)
 		if err != nil && ctx.Err() == nil {
 			q.d.Logger.Error("route anew", "dest", key.String(), "err", err)
 		}
+	}
+}
+
+// routeLeg asks for the waiting recipients of one leg where they go now. One
+// that is busy is asked for as soon as it is not: what it waits for may be a
+// home that answers no more, or a full disk.
+func (q *Queue) routeLeg(n legName) {
+	_, err := q.change(n, func(now time.Duration, r *row) []change {
+		ev := event{Kind: evRoutes}
+		for i := range r.Rcpts {
+			if x := &r.Rcpts[i]; x.State == Waiting && r.Keeper == 0 {
+				to, gone := q.d.Route(&x.R)
+				// Of who is gone the home says so, not we (see Policy.moved), unless it
+				// was put out and says nothing any more.
+				if !gone || n.dest.Scope == transport.ScopeNode && !q.d.Member(n.dest.Node) {
+					ev.Answers = append(ev.Answers, answer{N: x.N, Route: to, Gone: gone})
+				}
+			}
+		}
+		return q.policy.Step(now, n.dest, r, ev, q.rnd.float)
+	})
+	switch {
+	case errors.Is(err, errBusy) && !busyIsRoutedLater:
+	case errors.Is(err, errBusy):
+		q.mu.Lock()
+		q.missed[n] = struct{}{}
+		if !q.isBusy(n) { // it has ended since
+			q.freed(n)
+		}
+		q.mu.Unlock()
+	case err != nil:
+		q.d.Logger.Error("route anew", "dest", n.dest.String(), "err", err)
 	}
 }
 

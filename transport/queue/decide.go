@@ -207,7 +207,16 @@ func (p *Policy) Step(now time.Duration, dest transport.Destination, l *row, ev 
 	case evRoutes:
 		for _, a := range ev.Answers {
 			r := byN(a.N)
-			if r == nil || r.State != Waiting || a.Route.Scope == 0 || a.Route == dest {
+			if r == nil || r.State != Waiting {
+				continue
+			}
+			if a.Gone {
+				c := change{N: r.N}
+				p.moved(now, dest, l, r, a, now, &c)
+				cs = append(cs, c)
+				continue
+			}
+			if a.Route.Scope == 0 || a.Route == dest {
 				continue
 			}
 			cs = append(cs, change{N: r.N, State: Waiting, To: &a.Route, Due: now})

@@ -140,6 +140,7 @@ type Queue struct {
 	busy    map[legName]int        // LEG records appended, not yet applied
 	owed    map[legName]struct{}   // legs that owe a report
 	anew    bool                   // the clerk has to route everything anew
+	missed  map[legName]struct{}   // legs that were busy when it did: they come as soon as they are not
 	held    int                    // legs in the windows of all destinations
 	swept   int64                  // day up to which old ids were forgotten
 	finals  map[mesh.NodeID]map[legName]struct{}
@@ -164,7 +165,7 @@ func New(j *journal.Journal, d Deps) *Queue {
 		kick: make(chan struct{}, 1), chore: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		rnd:   &lockedRand{r: d.Rand},
 		dests: map[transport.Destination]*dest{}, fresh: map[uint64]*acceptMeta{}, last: map[legName]*row{},
-		busy: map[legName]int{}, owed: map[legName]struct{}{},
+		busy: map[legName]int{}, owed: map[legName]struct{}{}, missed: map[legName]struct{}{},
 		finals: map[mesh.NodeID]map[legName]struct{}{}, kept: map[mesh.NodeID]map[legName]struct{}{},
 	}
 	if q.d.Parse == nil {

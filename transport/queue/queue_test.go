@@ -445,6 +445,64 @@ func TestMovedIsRoutedAnewAndNeverBounced(t *testing.T) {
 	})
 }
 
+// Its home was put out of the mesh while it was being tried there: nobody will
+// answer that it has moved.
+func TestWhatWasBeingTriedWhenItsHomeChangedGoesToTheNewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.carry(toPlzen, eachLeg(func(l *transport.Leg) []transport.Result {
+			time.Sleep(5 * time.Second)
+			return nil
+		}))
+		w.routes[bob] = toPlzen
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(time.Second)
+		w.mu.Lock()
+		w.routes[bob] = toBrno
+		w.mu.Unlock()
+		got := time.Duration(0)
+		start := time.Now()
+		w.carry(toBrno, eachLeg(func(l *transport.Leg) []transport.Result {
+			got = time.Since(start)
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered})
+		}))
+		w.q.Reroute()
+		time.Sleep(10 * time.Minute)
+		synctest.Wait()
+		want(t, got, 4*time.Second)
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
+// Its home was put out of the mesh, and cannot say that nobody lives there.
+func TestMailForSomebodyDeletedWhoseHomeWasPutOutIsReported(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.carry(local, w.mailstore(nil))
+		w.carry(toPlzen, eachLeg(func(*transport.Leg) []transport.Result { return nil }))
+		w.routes[bob] = toPlzen
+		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(time.Minute)
+		w.mu.Lock()
+		w.routes[bob] = transport.Destination{} // gone
+		w.mu.Unlock()
+		w.q.Reroute()
+		time.Sleep(time.Minute)
+		want(t, len(w.boxes()), 0) // plzen may know better
+		w.mu.Lock()
+		delete(w.members, plzen)
+		w.mu.Unlock()
+		w.q.Reroute()
+		time.Sleep(time.Minute)
+		want(t, w.boxes(), []string{anna + " report"})
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
 func TestAMailboxThatIsGoneIsReportedOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)

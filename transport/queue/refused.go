@@ -114,6 +114,7 @@ func (q *Queue) forget(u underway) {
 	}
 	if q.busy[u.n]--; q.busy[u.n] <= 0 {
 		delete(q.busy, u.n)
+		q.freed(u.n)
 	}
 	if d := q.dests[u.n.dest]; d != nil {
 		d.again = true

@@ -133,6 +133,7 @@ func (q *Queue) putBack(d *dest, l *leg, out *transport.Leg) {
 	if l.out == out {
 		l.out = nil
 		d.signal()
+		q.freed(legName{d.key, l.seq})
 	}
 }
 
@@ -169,6 +170,7 @@ func (s *source) Finish(out *transport.Leg, results []transport.Result) {
 	cs := q.policy.Step(now, d.key, l.row, event{Kind: evAnswers, Answers: as, Began: l.began}, q.rnd.float)
 	waited := now - l.row.Accepted
 	q.record(legName{d.key, l.seq}, l.row, cs)
+	q.freed(legName{d.key, l.seq})
 	d.signal()
 	q.mu.Unlock()
 	for i := range as {
@@ -274,6 +276,7 @@ func (q *Queue) settled(ctx context.Context, s *source, tried bool, err error) {
 		if l.out != nil {
 			l.out, l.handed = nil, nil
 			lost++
+			q.freed(legName{d.key, l.seq})
 		}
 	}
 	d.running = false

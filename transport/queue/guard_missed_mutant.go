@@ -1,0 +1,5 @@
+//go:build mutant_missed
+
+package queue
+
+const busyIsRoutedLater = false
