@@ -36,6 +36,7 @@ func (n *Node) buildRelay() {
 		},
 		Name:     n.nodeName,
 		Member:   func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
+		PutOut:   func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && !x.Member() },
 		Gateways: func() []mesh.NodeID { return route.Gateways(n.view.Load(), n.rank) },
 		IsGateway: func() bool {
 			x, ok := n.state.Node(n.id)

@@ -94,6 +94,9 @@ func (r *Relay) settle(ctx context.Context, origin mesh.NodeID, age time.Duratio
 	if err != nil || len(finals)+len(kept) == 0 {
 		return err
 	}
+	if r.d.PutOut != nil && r.d.PutOut(origin) {
+		return Orphans(ctx, r.d.Gateway, origin, finals, kept)
+	}
 	s, err := r.open(ctx, origin)
 	if err != nil {
 		return err

@@ -212,7 +212,7 @@ func (f *legFrame) check(peer mesh.NodeID, offer bool, member func(mesh.NodeID) 
 	}
 	// Last, and for now only: an office that joined a moment ago stands in the
 	// sender's copy of the domain state before it stands in ours.
-	if !member(e.EntryNode) {
+	if entriesAreMembers && !member(e.EntryNode) {
 		return &transport.Fault{Code: 451, Enhanced: "4.3.2", Text: "the office where the message entered is not known here yet"}
 	}
 	return nil

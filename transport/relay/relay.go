@@ -88,6 +88,8 @@ type Deps struct {
 	// Name returns a node's name for people.
 	Name   func(mesh.NodeID) string
 	Member func(mesh.NodeID) bool
+	// PutOut reports whether a node was a member and is none any more; nil: none was.
+	PutOut func(mesh.NodeID) bool
 	// Gateways returns the gateways to offer outside legs to, best first.
 	Gateways func() []mesh.NodeID
 	// IsGateway reports whether this node takes outside legs now.

@@ -161,6 +161,35 @@ func TestAPersonDeclaresAGatewayLost(t *testing.T) {
 	})
 }
 
+// Nobody can say any more whether another gateway got it: a person decides.
+func TestWhatIsKeptForAnOriginThatWasPutOutIsSetAside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, origin, gw1)
+		w.gateways = []mesh.NodeID{gw1}
+		w.victim, w.crashAt = origin, 1 // kept at the gateway, not released
+		w.nodes[origin].start()
+		w.nodes[gw1].start()
+		w.nodes[origin].accept(1, toGateway, far("x@a.example"))
+		<-w.crash
+		w.nodes[origin].kill()
+		time.Sleep(time.Hour)
+		kept, err := w.nodes[gw1].q.Kept(origin, 0, 10)
+		if len(kept) != 1 || err != nil {
+			t.Fatal(kept, err)
+		}
+		w.mu.Lock()
+		w.out = origin
+		w.mu.Unlock()
+		time.Sleep(askEvery + time.Second)
+		synctest.Wait()
+		rows, err := w.nodes[gw1].q.List()
+		if err != nil || len(rows) != 1 || rows[0].Aside != 1 || len(w.tried()) != 0 {
+			t.Error(rows, err, w.tried())
+		}
+		w.nodes[gw1].kill()
+	})
+}
+
 // homes starts an origin and one home whose mailboxes answer by f.
 func homes(t *testing.T, f func(env transport.Envelope, r transport.Recipient, text string) transport.Result) (*world, *node) {
 	w := newWorld(t, origin, gw1)

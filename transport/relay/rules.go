@@ -57,6 +57,18 @@ func Stand(ctx context.Context, g Gateway, origin mesh.NodeID, k transport.KeptL
 	return len(by[transport.Undecided]) > 0, errors.Join(errs...)
 }
 
+// Orphans does at a gateway what is to be done for an origin that was put out of
+// the mesh: what is kept for it unreleased is set aside for a person, as nobody
+// can say any more whether another gateway sent it; final results have nobody to
+// hear them.
+func Orphans(ctx context.Context, g Gateway, origin mesh.NodeID, finals []transport.FinalResult, kept []transport.KeptLeg) error {
+	err := g.Told(ctx, origin, finals)
+	for _, k := range kept {
+		err = errors.Join(err, g.Strand(ctx, origin, k.ID, k.Keys))
+	}
+	return err
+}
+
 // Prefer puts gateways that failed a moment ago behind the others; until says
 // when each is trusted again.
 func Prefer(gs []mesh.NodeID, until map[mesh.NodeID]time.Time, now time.Time) []mesh.NodeID {

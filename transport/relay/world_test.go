@@ -147,6 +147,7 @@ type world struct {
 	nodes map[mesh.NodeID]*node
 
 	mu       sync.Mutex
+	out      mesh.NodeID // was put out of the mesh
 	gateways []mesh.NodeID
 	sent     map[string]int // "message recipient" tried outside
 	points   int
@@ -255,6 +256,7 @@ func (n *node) start() {
 	}
 	n.q = queue.New(n.j, deps)
 	n.r = New(Deps{Self: n.id, Dial: n.dial, Name: name, Member: deps.Member, IsGateway: isGateway,
+		PutOut: func(m mesh.NodeID) bool { n.w.mu.Lock(); defer n.w.mu.Unlock(); return m == n.w.out },
 		Gateways: func() []mesh.NodeID {
 			n.w.mu.Lock()
 			defer n.w.mu.Unlock()

@@ -1,0 +1,5 @@
+//go:build mutant_entry
+
+package relay
+
+const entriesAreMembers = false
