@@ -115,8 +115,8 @@ func (s *Store) unless(ctx context.Context, t *journal.Ticket, undo func()) {
 }
 
 // Create makes a mailbox with INBOX, Drafts, Sent, Junk, Trash and Archive,
-// all subscribed. Making one that exists is harmless. Its UIDVALIDITYs are of
-// the given epoch at least: a mailbox that lived elsewhere before, and was lost
+// all subscribed. Making one that exists is harmless. Its UIDVALIDITYs are as
+// many epochs later than the store's as is given: a mailbox that lived elsewhere before, and was lost
 // there, has to be of a later one than it was.
 func (s *Store) Create(ctx context.Context, id mesh.MailboxID, epoch uint32) error {
 	if id.IsZero() {
@@ -129,10 +129,15 @@ func (s *Store) Create(ctx context.Context, id mesh.MailboxID, epoch uint32) err
 	if mb.isThere() {
 		return nil
 	}
-	if err := s.loadEpoch(); err != nil {
+	if err := s.loadEpoch(); err != nil { // what it is made with is shown at once
 		return err
 	}
-	r := mailboxRecord{Version: recordVersion, Op: opCreate, Mailbox: id, Epoch: epoch - min(epoch, s.epoch.Load())}
+	// On top of the store's own: a node that forgot it with an older disk, and was
+	// renewed since, makes it again with the same epoch.
+	if !epochsAddUp {
+		epoch -= min(epoch, s.epoch.Load())
+	}
+	r := mailboxRecord{Version: recordVersion, Op: opCreate, Mailbox: id, Epoch: epoch}
 	for i, f := range standardFolders {
 		r.New = append(r.New, newFolder{ID: uint32(i + 1), Name: f.name, Use: f.use})
 		r.Subscribe = append(r.Subscribe, f.name)

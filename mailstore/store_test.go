@@ -548,6 +548,29 @@ func TestAFolderMadeAgainHasAnotherUIDValidity(t *testing.T) {
 	w.sameAfterReplay(1)
 }
 
+// Its node forgot it with an older disk, was renewed, and hears anew that it is
+// the mailbox's home.
+func TestAMailboxThatIsMadeAgainAfterARenewalHasALaterUIDValidity(t *testing.T) {
+	validity := func(w *world) uint32 {
+		if err := w.s.Create(t.Context(), boxID(1), 1); err != nil {
+			t.Fatal(err)
+		}
+		st, err := w.folder(1, "INBOX").Status()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.UIDValidity
+	}
+	first := validity(newWorld(t, mailstore.Options{}))
+	again := newWorld(t, mailstore.Options{})
+	if err := again.s.RenewAt(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	if v := validity(again); v <= first {
+		t.Errorf("UIDVALIDITY was %d, now it is %d", first, v)
+	}
+}
+
 func TestAMailboxThatWasLostElsewhereHasALaterUIDValidity(t *testing.T) {
 	w := newWorld(t, mailstore.Options{})
 	validity := func(box byte) uint32 {
