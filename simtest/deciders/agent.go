@@ -67,6 +67,13 @@ func (n *node) visit(o mesh.NodeID, v *visit) {
 		over()
 		return
 	}
+	if n.putOut(o) {
+		if err := relay.Orphans(context.Background(), n.q, o, finals, kept); err != nil {
+			n.w.note("%s: what it keeps for %v: %v", n.name, o, err)
+		}
+		over()
+		return
+	}
 	origin := n.w.byID(o)
 	n.w.links.dial(n, origin, func(st *stream) {
 		st.failed = func(error) { over() }

@@ -240,6 +240,7 @@ func (c *carry) relay(leg *transport.Leg) {
 		return
 	}
 	st := c.st
+	c.n.w.obs.sends(c.n, st.server, m)
 	st.ask(func() {
 		rs := st.server.deliver(st, m)
 		if c.n.w.twice() {
@@ -329,6 +330,7 @@ func (n *node) deliver(st *stream, m *message) []transport.Result {
 		case transport.Moved:
 			st.held[o] = hold{env.ID, n.w.now + holdMoved}
 		case transport.Delivered:
+			n.w.obs.took(n, st.client, m)
 			if st.held[o].id == env.ID {
 				delete(st.held, o)
 			}
@@ -367,6 +369,7 @@ func (c *carry) offer(leg *transport.Leg) {
 		return
 	}
 	st, n := c.st, c.n
+	n.w.obs.sends(n, st.server, m)
 	st.ask(func() {
 		fates := st.server.keep(st, m)
 		if n.w.twice() {
@@ -409,6 +412,7 @@ func (n *node) keep(st *stream, m *message) []transport.Fate {
 		if err = e; err == nil {
 			var fs []transport.Fate
 			if fs, err = n.q.Keep(context.Background(), st.client.id, env, m.rcpts, d, s); err == nil {
+				n.w.obs.took(n, st.client, m)
 				return fs
 			}
 		}

@@ -18,6 +18,8 @@ type council struct {
 	commands [][]byte
 	heard    []time.Duration // when each node last had the master in reach
 	ids      uint64
+	out      uint64 // nodes that were put out, as bits
+	only     *node  // of two: who has the vote; nil: the first
 }
 
 func newCouncil(w *world) *council {
@@ -89,22 +91,19 @@ func (c *council) encode(b domain.Body, via *node) []byte {
 // master returns who leads now: of the nodes with a majority in reach the one
 // that has the most commands; nil: nobody.
 func (c *council) master() *node {
-	voters := len(c.w.nodes)
-	if voters == 2 {
-		voters = 1
-	}
+	voters := c.voters()
 	var best *node
-	for _, n := range c.w.nodes[:voters] {
-		if !n.runs() {
+	for _, n := range voters {
+		if !n.runs() || c.doubted(n) {
 			continue
 		}
 		reach := 0
-		for _, m := range c.w.nodes[:voters] {
-			if m == n || c.w.links.usable(n.i, m.i) {
+		for _, m := range voters {
+			if m == n || c.w.links.usable(n.i, m.i) && !c.doubted(m) {
 				reach++
 			}
 		}
-		if reach > voters/2 && (best == nil || n.have > best.have) {
+		if reach > len(voters)/2 && (best == nil || n.have > best.have) {
 			best = n
 		}
 	}
@@ -113,7 +112,7 @@ func (c *council) master() *node {
 
 // reaches reports whether a node hears the master.
 func (c *council) reaches(n *node, m *node) bool {
-	return m != nil && n.runs() && (m == n || c.w.links.usable(m.i, n.i))
+	return m != nil && n.runs() && !c.isOut(n) && (m == n || c.w.links.usable(m.i, n.i))
 }
 
 // touch notes who hears the master until now: the lines are about to change.
@@ -141,7 +140,11 @@ func (c *council) propose(at *node, b domain.Body) bool {
 		return false
 	}
 	m.learn()
-	cmd, err := m.state.Prepare(c.encode(b, m), m.id, m.wall())
+	via := m
+	if _, own := b.(*domain.RenewNode); own { // of its own alone
+		via = at
+	}
+	cmd, err := m.state.Prepare(c.encode(b, via), via.id, m.wall())
 	if err != nil {
 		c.w.violation("propose: %v", err)
 		return false

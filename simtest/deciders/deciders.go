@@ -210,7 +210,8 @@ func (w *world) calm() {
 	for _, n := range w.nodes {
 		n.calm()
 	}
-	w.after(time.Minute, func() { w.gateway(w.nodes[0], true) })
+	w.after(time.Minute, func() { w.gateway(w.mesh.members()[0], true) })
+	w.calmMembers()
 }
 
 func (w *world) drained(all bool) bool { return w.left(all) == "" }
@@ -218,7 +219,7 @@ func (w *world) drained(all bool) bool { return w.left(all) == "" }
 // left says what still waits: for mailboxes, or at all.
 func (w *world) left(all bool) string {
 	var b strings.Builder
-	for _, n := range w.nodes {
+	for _, n := range w.mesh.members() {
 		if s := n.waiting(all); s != "" {
 			fmt.Fprintf(&b, "%s: %s ", n.name, s)
 		}

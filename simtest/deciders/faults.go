@@ -82,7 +82,7 @@ func (w *world) fault(f Fault) {
 	case Shut:
 		count(&w.outside.shut[f.N])
 	case Home:
-		if w.obs.gone[f.N] {
+		if w.obs.gone[f.N] || w.mesh.isOut(w.nodes[f.B]) {
 			return
 		}
 		if w.mesh.propose(n, &domain.SetHome{User: userID(f.N), Home: w.nodes[f.B].id}) {
@@ -100,6 +100,10 @@ func (w *world) fault(f Fault) {
 			return // who could log in?
 		}
 		n.step(n.boot, func() { w.obs.expunge(n, f.N) })
+	case OldImage:
+		w.oldImage(n, f)
+	case Revoke:
+		w.revoke(n, f)
 	case MailQuota:
 		w.full[f.N]++
 		w.ends(f.Span, func() { w.full[f.N]-- })
@@ -140,7 +144,9 @@ func (w *world) flap(f Fault, left int) {
 }
 
 func (w *world) gateway(n *node, on bool) {
-	w.mesh.propose(n, &domain.UpdateNode{Node: n.id, Gateway: &on})
+	if !w.mesh.isOut(n) {
+		w.mesh.propose(n, &domain.UpdateNode{Node: n.id, Gateway: &on})
+	}
 }
 
 // quota is one byte while a mailbox is said to be full.

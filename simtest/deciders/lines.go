@@ -56,7 +56,7 @@ func (l *links) calm() {
 
 // usable reports whether two nodes can talk to each other directly.
 func (l *links) usable(a, b int) bool {
-	return l.cut[a][b] == 0 && l.cut[b][a] == 0 && l.w.nodes[a].runs() && l.w.nodes[b].runs()
+	return l.cut[a][b] == 0 && l.cut[b][a] == 0 && !l.apart(a, b) && l.w.nodes[a].runs() && l.w.nodes[b].runs()
 }
 
 // changed looks at all lines: what can be dialled again is, within seconds.
@@ -93,6 +93,9 @@ func (l *links) way(a, b int) []int {
 	if l.usable(a, b) {
 		return []int{a, b}
 	}
+	if l.apart(a, b) {
+		return nil
+	}
 	for c := range l.cut {
 		if c != a && c != b && l.up[a][c] && l.up[c][b] && l.usable(a, c) && l.usable(c, b) {
 			return []int{a, c, b}
@@ -103,8 +106,11 @@ func (l *links) way(a, b int) []int {
 
 // open reports whether a frame passes along a way now.
 func (l *links) open(way []int) bool {
+	if l.apart(way[0], way[len(way)-1]) {
+		return false
+	}
 	for i := range way[1:] {
-		if l.cut[way[i]][way[i+1]] > 0 || !l.w.nodes[way[i]].runs() || !l.w.nodes[way[i+1]].runs() {
+		if l.cut[way[i]][way[i+1]] > 0 || l.apart(way[i], way[i+1]) || !l.w.nodes[way[i]].runs() || !l.w.nodes[way[i+1]].runs() {
 			return false
 		}
 	}
@@ -157,13 +163,17 @@ type frame struct {
 // dial opens a stream and calls ready when it stands, or failed.
 func (l *links) dial(c, s *node, ready func(*stream), failed func()) {
 	boot := c.boot
+	if c.refuses(s) || c.suspects(s) {
+		l.w.after(time.Millisecond, func() { c.step(boot, failed) })
+		return
+	}
 	way := l.way(c.i, s.i)
 	if way == nil {
 		l.w.after(patience, func() { c.step(boot, failed) })
 		return
 	}
 	l.w.after(2*l.delay(way), func() {
-		if !l.open(way) || !l.open(reversed(way)) {
+		if !l.open(way) || !l.open(reversed(way)) || c.refuses(s) || c.suspects(s) || s.suspects(c) {
 			l.w.after(patience, func() { c.step(boot, failed) })
 			return
 		}

@@ -42,6 +42,11 @@ type node struct {
 	kept          *kv.Memory
 	state         *domain.Machine // its log is a model: durable at once
 	have, applied int             // commands in its log, and applied
+	parted, shut  uint64          // nodes that it sends nothing to, and hears no more, as bits
+	// How often its disk was made an older one, and the incarnation that it has.
+	renewals, renewed uint64
+	before            map[copyOf]waits // what was in its queue then, until that is compared
+	orphaned          bool             // it is put out, and its people have no other home yet
 
 	// Of this life.
 	up      bool
@@ -195,6 +200,11 @@ func (n *node) come() {
 	if n.up {
 		return
 	}
+	warned, alone := n.warned()
+	if alone && n.w.mesh.doubted(n) { // it could not know
+		n.w.after(5*time.Second, n.come)
+		return
+	}
 	if err := n.start(); err != nil {
 		n.w.note("%s cannot start: %v", n.name, err)
 		n.dead()
@@ -213,9 +223,15 @@ func (n *node) come() {
 	boot := n.boot
 	n.step(boot, func() {
 		n.learn()
+		if warned && !n.reconcile() {
+			return
+		}
 		n.makeMailboxes()
 		n.every()
 	})
+	if n.renewals > 0 {
+		n.w.after(10*time.Minute, func() { n.letGo(boot) })
+	}
 	n.w.after(queue.SweepEvery, func() { n.sweep(boot) })
 	n.w.links.changed()
 }
@@ -479,6 +495,9 @@ func (n *node) learn() {
 	if parts&(domain.Users|domain.Homes) != 0 {
 		n.makeMailboxes()
 	}
+	if parts&domain.Nodes != 0 {
+		n.heardOf()
+	}
 	if parts&(domain.Users|domain.Homes|domain.Nodes) != 0 {
 		n.q.Reroute()
 	}
@@ -560,7 +579,7 @@ func (n *node) waiting(all bool) string {
 	var b strings.Builder
 	for _, r := range rows {
 		mesh := r.Key.Scope == transport.ScopeLocal || r.Key.Scope == transport.ScopeNode
-		if c := r.Counts; (mesh || all) && c.Waiting+c.Kept+c.Released > 0 {
+		if c := r.Counts; (mesh || all) && c.Waiting+c.Kept+c.Released > 0 && !n.allStrayed(r) {
 			fmt.Fprintf(&b, "%s (%s)", r.Destination, r.Error)
 			legs, _ := n.q.Legs(n.w.ctx, r.Key, 0, 4)
 			for _, l := range legs {

@@ -27,9 +27,14 @@ type observer struct {
 	nums map[int]*sent // by number
 	turn map[client]int
 
-	accepted map[copyOf]int  // by outside hosts
-	given    map[copyOf]bool // refused for good
-	lost     map[copyOf]int  // answers that did not arrive, or were forgotten
+	accepted map[copyOf]int                     // by outside hosts
+	given    map[copyOf]bool                    // refused for good
+	again    map[copyOf]bool                    // may be sent outside, or reported, a second time
+	strayed  map[copyOf]bool                    // released, and nobody will hear of it: an old image
+	excused  map[string]bool                    // messages and recipients, or mailboxes: what a disk has lost
+	floor    map[place]uint32                   // UIDVALIDITY before a rollback
+	due      map[place]map[mailstore.UID]string // what must stand there after it
+	lost     map[copyOf]int                     // answers that did not arrive, or were forgotten
 
 	moved   map[int]bool                       // users whose home has changed
 	gone    map[int]bool                       // users who were deleted
@@ -63,7 +68,7 @@ type place struct {
 
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
-		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, moved: map[int]bool{}, gone: map[int]bool{},
+		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, again: map[copyOf]bool{}, strayed: map[copyOf]bool{}, excused: map[string]bool{}, floor: map[place]uint32{}, due: map[place]map[mailstore.UID]string{}, moved: map[int]bool{}, gone: map[int]bool{},
 		seen: map[place]map[mailstore.UID]string{}, was: map[place]mailstore.Status{}, mods: map[place]map[mailstore.UID]mailstore.ModSeq{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
 }
 
@@ -119,7 +124,7 @@ func (o *observer) offered(n *node, k copyOf, r *transport.Result, env *transpor
 		o.w.violation("I1: %s was sent again though the answer had arrived", o.label(k))
 	}
 	if from := o.w.byID(env.EntryNode); from != n && from.up {
-		if st, err := from.q.Ask(n.id, k.id, []string{k.key}); err == nil && st[0] == transport.Undecided {
+		if st, err := from.q.Ask(n.id, k.id, []string{k.key}); err == nil && st[0] == transport.Undecided && !o.again[k] {
 			o.w.violation("custody: %s offered %s before %s had released it", n.name, o.label(k), from.name)
 		}
 	}
@@ -188,6 +193,7 @@ func (o *observer) read(n *node, user int) {
 	if !ok {
 		return
 	}
+	o.renewedBox(n, user, st)
 	o.changes(n, user, st, list)
 	switch was, known := o.was[p]; {
 	case st.UIDNext < was.UIDNext:
@@ -232,6 +238,7 @@ func (o *observer) read(n *node, user int) {
 		o.w.hash.string(what)
 		o.w.hash.uint(uint64(m.UID))
 	}
+	o.dueThere(n, user)
 	for uid := range o.going[p] {
 		if !slices.ContainsFunc(list, func(m mailstore.Info) bool { return m.UID == uid }) {
 			missing++
@@ -358,11 +365,11 @@ func (o *observer) report(n *node, s *sent, text []byte, user int) (string, bool
 	for _, r := range l.rcpts {
 		what += " " + r
 		key := fmt.Sprintf("%s m%d %s", l.kind, s.num, r)
-		if o.papers[key] == l.id && o.moved[user] {
-			continue // the same one, at a former home
+		if o.papers[key] == l.id && (o.moved[user] || n.renewals > 0) {
+			continue // the same one, at a former home or from an image
 		}
 		o.papers[key] = l.id
-		if o.reports[key]++; o.reports[key] > 1 {
+		if o.reports[key]++; o.reports[key] > 1 && !o.isTwice(s, r) {
 			o.w.violation("I16: %s was reported twice", key)
 			return what, false
 		}
@@ -422,7 +429,7 @@ func (o *observer) final() {
 		return
 	}
 	o.look()
-	held := o.held()
+	held, stuck := o.held(), o.stuck()
 	at := map[string][]place{} // "m7 mailbox" -> where
 	for _, p := range o.places() {
 		for _, what := range o.seen[p] {
@@ -432,7 +439,7 @@ func (o *observer) final() {
 	}
 	for _, num := range sorted(o.nums) {
 		if s := o.nums[num]; s.load != nil {
-			o.outcome(s, at, held)
+			o.outcome(s, at, held, stuck)
 		}
 	}
 	o.ordered()
@@ -454,7 +461,7 @@ func (o *observer) places() []place {
 }
 
 // outcome is I1 for one message.
-func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) {
+func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int, stuck map[string]bool) {
 	l := s.load
 	users := slices.Clone(l.Users)
 	if l.Group {
@@ -472,9 +479,13 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) 
 		bounced := o.reports[fmt.Sprintf("failed m%d %s", s.num, address(u))]
 		aside := held[fmt.Sprintf("m%d %s", s.num, address(u))]
 		k := copyOf{o.idOf(s), mailboxOf(u).String()}
+		name := fmt.Sprintf("m%d ", s.num)
+		excused := o.excused[name+address(u)] || o.excused[name+mailboxOf(u).String()]
 		switch total := copies + bounced + aside; {
-		case total == 1:
-		case total == 0 && (unheard || o.gone[u] && quiet):
+		case total == 1, total == 0 && excused:
+		case copies <= 1 && total > 1 && o.again[k]:
+			// Its outcome was forgotten, and came a second time.
+		case total == 0 && (unheard || o.gone[u] && quiet || stuck[fmt.Sprintf("m%d %s", s.num, address(u))]):
 		case total > 1 && o.moved[u] && total <= 1+o.lost[k]:
 			// A copy at a former home whose answer was lost: until mailboxes
 			// move with what they remember.
@@ -490,12 +501,15 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int) 
 		bounced := o.reports[fmt.Sprintf("failed m%d %s", s.num, a)]
 		aside := held[fmt.Sprintf("m%d %s", s.num, a)]
 		n := o.accepted[k]
+		excused := o.excused[fmt.Sprintf("m%d %s", s.num, a)]
 		switch {
 		case n > 1+o.lost[k]:
 			o.w.violation("I1: %s was taken %d times outside, %d answers were lost", o.label(k), n, o.lost[k])
+		case n > 0 && bounced+aside > 0 && (excused || o.again[k]):
+		case n == 0 && (bounced+aside == 0 && excused || bounced+aside > 1 && o.again[k]):
 		case n > 0 && bounced+aside > 0 && o.lost[k] == 0:
 			o.w.violation("I1: %s was taken outside and reported as failed", o.label(k))
-		case n == 0 && bounced+aside == 0 && unheard:
+		case n == 0 && bounced+aside == 0 && (unheard || stuck[fmt.Sprintf("m%d %s", s.num, a)]):
 		case n == 0 && bounced+aside != 1 && !quiet:
 			o.w.violation("I1: %s: taken by nobody, %d failure reports, %d held", o.label(k), bounced, aside)
 		case n == 0 && bounced > 0 && quiet:
@@ -565,24 +579,13 @@ func (o *observer) ordered() {
 				continue
 			}
 			s := o.nums[i]
-			if s.load == nil {
+			if s.load == nil || len(o.again) > 0 && o.again[copyOf{o.idOf(s), p.box.String()}] {
 				continue
 			}
 			if before := last[s.client]; before != nil && before.turn > s.turn {
 				o.w.violation("order: m%d stands behind m%d at n%d, but was sent first by the same client", s.num, before.num, p.node)
 			}
 			last[s.client] = s
-		}
-	}
-}
-
-// equal is I9: one state on all nodes.
-func (o *observer) equal() {
-	first := o.w.nodes[0]
-	want := first.state.Hash()
-	for _, n := range o.w.nodes[1:] {
-		if got := n.state.Hash(); n.applied != first.applied || got != want {
-			o.w.violation("I9: the domain state of %s (at %d) is not that of %s (at %d)", n.name, n.applied, first.name, first.applied)
 		}
 	}
 }

@@ -53,11 +53,16 @@ const (
 	MailQuota Kind = "quota"       // user N's mailbox is full
 	Expunge   Kind = "expunge"     // user N removes half of what is in INBOX at A
 	Delete    Kind = "delete-user" // user N is deleted, for ever
+	Revoke    Kind = "revoke"      // F19: A is put out, and goes on; its people get another home, B, after Span
+	OldImage  Kind = "old-image"   // F15: A's disk is copied, and after Span the copy takes its place
 )
 
 // Kinds are all kinds that a seed may turn on.
 var Kinds = []Kind{Cut, CutOneWay, Flap, Slow, Crash, CrashAt, Pause, Full, SlowDisk, FailSync, Clock, Offline,
-	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge, Delete} // new ones at the end: a seed stays the same
+	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge, Delete, Revoke, OldImage} // new ones at the end: a seed stays the same
+
+// rare kinds come once in a sixth of the days: after them much is excused.
+func (k Kind) rare() bool { return k == Revoke || k == OldImage }
 
 // Fault is one fault: it begins, and ends after Span by itself, so that each
 // can be taken out of a plan without a trace.
@@ -142,8 +147,11 @@ func NewPlan(seed uint64) Plan {
 	}
 	for _, k := range Kinds { // swarm: each kind on with p = 1/2, rates log-uniform
 		on, rate, own := shape.IntN(2) == 0, 1+shape.IntN(4), gen(100+uint64(slices.Index(Kinds, k)))
-		if !on {
+		if !on || k.rare() && own.IntN(3) != 0 {
 			continue
+		}
+		if k.rare() {
+			rate = 1
 		}
 		p.Kinds = append(p.Kinds, k)
 		n := 1 << rate / 2
@@ -210,6 +218,11 @@ func (p *Plan) fault(r *rand.Rand, k Kind) Fault {
 	case Home:
 		f.N = r.IntN(p.Nodes * p.Users)
 		f.B = uint64(r.IntN(p.Nodes))
+	case Revoke:
+		f.B = uint64(r.IntN(p.Nodes))
+	case OldImage:
+		f.At /= 3 // while there is mail
+		f.Span = max(f.Span, time.Minute)
 	case MailQuota, Expunge, Delete:
 		f.N = r.IntN(p.Nodes * p.Users)
 	}
