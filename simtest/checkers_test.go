@@ -129,16 +129,17 @@ func TestTwoMastersOfATermAreSeen(t *testing.T) {
 // and a node's files and ports are counted: the count is told of leaks.
 func TestWhatIsLeftIsSeen(t *testing.T) {
 	fresh := func() level {
-		return level{offices: slices.Clone(two), goroutines: 200, quic: 2, conns: map[string]conns{}, files: map[string]int{"hq": 1, "plzen": 1}, kept: map[string]int{"hq": 3, "plzen": 3}}
+		return level{offices: slices.Clone(two), goroutines: map[string]int{"serve": 200}, quic: 2, conns: map[string]conns{}, files: map[string]int{"hq": 1, "plzen": 1}, kept: map[string]int{"hq": 3, "plzen": 3}}
 	}
 	before := fresh()
 	for what, change := range map[string]func(*level){
-		"":                             func(l *level) { l.goroutines += 2 * levelSlack; l.files["hq"] = 4 },
-		"200 did before":               func(l *level) { l.goroutines += 2*levelSlack + 1 },
-		"9 ends of QUIC":               func(l *level) { l.quic = 9 },
-		"plzen has 5 files open":       func(l *level) { l.files["plzen"] = 5 },
-		"1 connections that it opened": func(l *level) { l.conns["hq"] = conns{dialled: 1} },
-		"1 connections that it accept": func(l *level) { l.conns["hq"] = conns{accepted: 1} },
+		"": func(l *level) { l.goroutines["serve"] += 2 * levelSlack; l.goroutines[raftEnd] = 8; l.files["hq"] = 4 },
+		"200 did before the faults: 9 more of dial": func(l *level) { l.goroutines["dial"] += 2*levelSlack + 1 },
+		"11 streams of Raft":                        func(l *level) { l.goroutines[raftEnd] = 11 },
+		"9 ends of QUIC":                            func(l *level) { l.quic = 9 },
+		"plzen has 5 files open":                    func(l *level) { l.files["plzen"] = 5 },
+		"1 connections that it opened":              func(l *level) { l.conns["hq"] = conns{dialled: 1} },
+		"1 connections that it accept":              func(l *level) { l.conns["hq"] = conns{accepted: 1} },
 	} {
 		now := fresh()
 		change(&now)
@@ -148,7 +149,7 @@ func TestWhatIsLeftIsSeen(t *testing.T) {
 		}
 	}
 	now := fresh()
-	if now.offices, now.goroutines = append(now.offices, "praha"), 300; len(now.above(before)) > 0 {
+	if now.offices, now.goroutines["serve"] = append(now.offices, "praha"), 300; len(now.above(before)) > 0 {
 		t.Error("a third office is no leak")
 	}
 }

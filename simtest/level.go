@@ -2,18 +2,20 @@ package simtest
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 )
 
 // level is what nodes have in hand that must come back to what it was before
 // the faults (invariant 8): it is counted outside of them.
 type level struct {
-	offices    []string // that run and belong to the mesh
-	losses     int      // nodes that began anew
-	goroutines int      // of the whole bubble
-	quic       int      // ends of QUIC connections
+	offices    []string       // that run and belong to the mesh
+	losses     int            // nodes that began anew
+	goroutines map[string]int // of the whole bubble, by who started them
+	quic       int            // ends of QUIC connections
 	conns      map[string]conns
 	files      map[string]int // of the log that are open
 	kept       map[string]int // files that the disk holds
@@ -38,6 +40,11 @@ const (
 	quicEnds = 8
 	// quicCosts is how many goroutines an end is, its streams included.
 	quicCosts = 8
+	// raftStreams is how many idle streams Raft keeps from one node to another
+	// (its pool in mesh/election): one for each exchange that once ran beside
+	// another, as they do when lines are slow. A leader has two more in use.
+	raftStreams = 3
+	raftEnd     = "github.com/hashicorp/raft.(*NetworkTransport).handleConn"
 )
 
 // level counts what all nodes have in hand now.
@@ -106,8 +113,30 @@ func (l level) above(before level) (out []string) {
 	if l.quic > quicEnds*n*(n-1)/2 {
 		say("%d ends of QUIC connections for %d offices, %d before the faults", l.quic, n, before.quic)
 	}
-	if most := before.goroutines + levelSlack*(n+l.losses) + quicCosts*max(0, l.quic-before.quic); l.goroutines > most {
-		say("%d goroutines run, %d did before the faults", l.goroutines, before.goroutines)
+	if most := raftStreams*n*(n-1) + 2*(n-1); l.goroutines[raftEnd] > most {
+		say("%d streams of Raft for %d offices, %d before the faults", l.goroutines[raftEnd], n, before.goroutines[raftEnd])
+	}
+	is, was := sum(l.goroutines)-l.goroutines[raftEnd], sum(before.goroutines)-before.goroutines[raftEnd]
+	if is > was+levelSlack*(n+l.losses)+quicCosts*max(0, l.quic-before.quic) {
+		say("%d goroutines run, %d did before the faults: %s", is, was, grown(before.goroutines, l.goroutines))
 	}
 	return out
+}
+
+// grown says of what there is more than before.
+func grown(before, now map[string]int) string {
+	var more []string
+	for _, what := range slices.Sorted(maps.Keys(now)) {
+		if d := now[what] - before[what]; d > 0 {
+			more = append(more, fmt.Sprintf("%d more of %s", d, what))
+		}
+	}
+	return strings.Join(more, ", ")
+}
+
+func sum(counts map[string]int) (n int) {
+	for _, c := range counts {
+		n += c
+	}
+	return n
 }

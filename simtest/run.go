@@ -75,8 +75,8 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 		}
 		w.Close()
 		w.checked(NothingIsLeft, 2)
-		if now, _ := inBubble(); now > before {
-			w.violation(NothingIsLeft, "%d goroutines are left of %d", now, before)
+		if now, _ := inBubble(); sum(now) > sum(before) {
+			w.violation(NothingIsLeft, "goroutines are left: %s", grown(before, now))
 		}
 		if n := len(w.tcp); n > 0 {
 			w.violation(NothingIsLeft, "%d ports are still open", n)
@@ -90,9 +90,9 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 	return r
 }
 
-// inBubble counts the goroutines of the bubble that it is called in, and those
-// among them that are an end of a QUIC connection.
-func inBubble() (goroutines, quic int) {
+// inBubble counts the goroutines of the bubble that it is called in, by who
+// started them, and those among them that are an end of a QUIC connection.
+func inBubble() (by map[string]int, quic int) {
 	buf := make([]byte, 4<<20)
 	own, _, _ := strings.Cut(string(buf[:runtime.Stack(buf, false)]), "]")
 	_, bubble, ok := strings.Cut(own, "synctest bubble ")
@@ -103,15 +103,33 @@ func inBubble() (goroutines, quic int) {
 	for ; n == len(buf); n = runtime.Stack(buf, true) {
 		buf = make([]byte, 2*len(buf))
 	}
+	by = map[string]int{}
 	for g := range strings.SplitSeq(string(buf[:n]), "\n\n") {
 		if strings.Contains(g, "synctest bubble "+bubble+"]") {
-			goroutines++
+			by[starter(g)]++
 			if strings.Contains(g, "quic-go.(*Conn).run(") {
 				quic++
 			}
 		}
 	}
-	return goroutines, quic
+	return by, quic
+}
+
+// starter is the function that started a goroutine: the outermost on its stack
+// that is not the standard library's way of starting one.
+func starter(stack string) string {
+	lines := strings.Split(strings.TrimSpace(stack), "\n")
+	for i := len(lines) - 1; i > 0; i-- {
+		f := lines[i]
+		if strings.HasPrefix(f, "\t") || strings.HasPrefix(f, "created by ") || strings.HasPrefix(f, "sync.(*WaitGroup).Go") {
+			continue
+		}
+		if args := strings.LastIndexByte(f, '('); args > 0 {
+			f = f[:args]
+		}
+		return f
+	}
+	return "unknown"
 }
 
 // player plays one plan.
