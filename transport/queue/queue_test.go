@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -125,10 +126,13 @@ func TestANodeThatIsSeenAliveIsTriedEveryFewSeconds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
 		w.start()
+		var mu sync.Mutex
 		var tries int
 		var last time.Time
 		var longest time.Duration
 		w.carry(toPlzen, func(context.Context, transport.Destination, transport.Source) error {
+			mu.Lock()
+			defer mu.Unlock()
 			if tries++; tries > 1 {
 				longest = max(longest, time.Since(last))
 			}
@@ -137,9 +141,12 @@ func TestANodeThatIsSeenAliveIsTriedEveryFewSeconds(t *testing.T) {
 		})
 		pass := func(seen bool, d time.Duration) (int, time.Duration) {
 			w.seen.Store(seen)
+			mu.Lock()
 			tries, longest = 0, 0
+			mu.Unlock()
 			time.Sleep(d)
-			synctest.Wait()
+			mu.Lock()
+			defer mu.Unlock()
 			return tries, longest
 		}
 		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
