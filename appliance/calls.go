@@ -24,6 +24,7 @@ const (
 	callTransfer = "transfer"    // hand the lead over: the master does
 	callWithdraw = "withdraw"    // take a node's vote before it is revoked: the master does
 	callHello    = "hello"       // a sign of life
+	callWhose    = "whose"       // which member has a key: see vouched
 	callStanding = "standing"    // how the asking node, or the named one, stands with this one: see witness
 
 	maxCall   = 2 << 20 // bytes of a request or an answer
@@ -156,6 +157,8 @@ func (n *Node) serveCall(ctx context.Context, peer mesh.NodeID, c *call) ([]byte
 		return n.witness.standing(c.Node)
 	case c.What == callStanding:
 		return n.witness.standing(peer)
+	case c.What == callWhose:
+		return n.whose(c.Body)
 	case c.What == callSign:
 		return n.certs.sign(peer, c.Body)
 	case e == nil:

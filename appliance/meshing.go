@@ -26,7 +26,8 @@ import (
 // Unknown keys are refused, and nothing is pulled for them from some peer: that
 // peer's word would admit a key. The domain state which admits it is on its way
 // by Raft (through a third node if the line to the master is cut), and link
-// dials a new member the moment it is there. Lineages are not judged here either:
+// dials a new member the moment it is there. Only when the master itself is not
+// known here a majority of those that vote is asked (vouching.go). Lineages are not judged here either:
 // nodes of two lineages have to talk, for the election to find out which follows.
 func (n *Node) buildLink(socket net.PacketConn) (err error) {
 	n.witness = newWitness(n)
@@ -39,7 +40,7 @@ func (n *Node) buildLink(socket net.PacketConn) (err error) {
 			}
 			return f
 		},
-		Meet: n.witness.meet,
+		Meet: n.witness.meet, Unknown: n.stranger,
 		Learned: func(id mesh.NodeID, at netip.AddrPort) {
 			n.rec.change(func(r *record) {
 				next := map[mesh.NodeID]netip.AddrPort{id: at}
@@ -115,6 +116,7 @@ func (n *Node) runMesh(ctx context.Context, g *group, offers offers) error {
 	g.run("watchers", func(ctx context.Context) error { <-ctx.Done(); stopState(); stopLink(); return nil })
 	g.run("witness", n.witness.run)
 	g.run("doubts", n.witness.clearDoubts)
+	g.run("strangers", func(ctx context.Context) error { return n.meetStrangers(ctx, func() { poke(changed) }) })
 	g.run("vet", func(ctx context.Context) error { return n.vet(ctx, up) })
 	g.run("detours", func(ctx context.Context) error { return n.detours(ctx, news) })
 	g.run("peers", func(ctx context.Context) error { return n.keepPeers(ctx, changed) })
@@ -385,6 +387,7 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 		}
 		add(x.ID, x.Key, x.Addresses)
 	}
+	n.strangersLetIn(add)
 	n.setAdmitted(peers)
 	return again
 }

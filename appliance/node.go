@@ -76,6 +76,8 @@ type Node struct {
 	noticed    chan struct{} // a token: what this node says of itself may have changed
 	diskFull   atomic.Bool   // as the store said last
 	turned     turned
+	strangers  chan mesh.KeyHash // that were refused
+	vouches    vouches
 	// parting says that the node stops because it was asked to.
 	parting atomic.Bool
 	witness *witness
@@ -129,7 +131,7 @@ func New(cfg *config.Config, env Environment, version string) (*Node, error) {
 	n.setStage("the node is starting")
 	n.setPhase(mesh.Fresh)
 	n.view.Store(&mesh.View{})
-	n.noticed = make(chan struct{}, 1)
+	n.noticed, n.strangers = make(chan struct{}, 1), make(chan mesh.KeyHash, 4)
 	n.buildNotices()
 	n.dir = &directory{state: n.state, node: func() mesh.NodeID { return n.id }, view: n.view.Load, age: n.stateAge, check: check, full: n.mailboxFull, ask: n.askHome}
 	n.desk = login.NewDesk(check, n.verifierHere)

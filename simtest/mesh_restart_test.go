@@ -162,3 +162,39 @@ func TestVotesAndGatewaysAreSwitched(t *testing.T) {
 		w.works("after")
 	})
 }
+
+// While an office was away a node joined and took the lead. The office has never
+// heard of it, and what it would have to hear comes from the lead alone. It believes
+// most of those that vote that this is a member, not one.
+func TestAnOfficeComesBackToAMasterThatItHasNeverHeardOf(t *testing.T) {
+	story(t, []string{"hq", "plzen", "praha", "brno"}, func(t *testing.T, w *World) {
+		no := false
+		if err := w.Office("hq").Ops().ChangeNode(Ctx(), admin.NodeChange{Name: "brno", Voter: &no}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute) // the three others vote
+		w.Stop("brno")
+		w.LoseDisk("hq")
+		if err := w.Replace("hq", 2*time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		if err := w.Office("plzen").Ops().Transfer(Ctx(), "hq"); err != nil {
+			t.Fatal(err)
+		}
+		w.Until("the new node leads", time.Minute, func() bool { return w.Office("plzen").Status().Master == "hq" })
+		if err := w.addUser("plzen", "late", "plzen"); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(20 * time.Second) // the last master has long fallen silent
+		w.Cut("brno").From("praha")
+		w.Start("brno")
+		time.Sleep(30 * time.Second)
+		if w.has("brno", "late") {
+			t.Error("one node's word let a stranger in")
+		}
+		w.HealAll()
+		w.Until("brno has heard of it, and of the user", time.Minute, func() bool { return w.has("brno", "late") && w.Office("brno").Status().Master == "hq" })
+		w.works("after all")
+	})
+}

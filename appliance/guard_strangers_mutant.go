@@ -1,0 +1,5 @@
+//go:build mutant_strangers
+
+package appliance
+
+const asksAboutStrangers = false
