@@ -49,6 +49,7 @@ var found = []struct {
 	{"the same, of reports", 102153, "", nil},
 	{"a home that ended as it wrote a message had it on disk, and nobody had heard so: the observer's", 109528, "crash-at.0 home.1", []int{73, 74, 75, 78, 79, 81}},
 	{"mail whose deferral a full disk kept out when its home was put out stayed with that home", 200150, "full.0 quota.0 revoke.0", nil},
+	{"what was taken back from a gateway by a node that is one itself by now waited for another one", 300728, "defer.0 revoke.0", []int{134}},
 	{"mail for somebody who was deleted waited for a home that was put out", 201712, "crash.0 delete-user.0 revoke.0", []int{74}},
 	{"a report that was given up itself left no trace", 10221, "cut-one-way.0 refuse.0 quota.0", []int{100}},
 }

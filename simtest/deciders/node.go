@@ -227,6 +227,7 @@ func (n *node) come() {
 			return
 		}
 		n.makeMailboxes()
+		n.q.Reroute() // as every start does
 		n.every()
 	})
 	if n.renewals > 0 {

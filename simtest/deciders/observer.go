@@ -506,6 +506,7 @@ func (o *observer) outcome(s *sent, at map[string][]place, held map[string]int, 
 		case n > 1+o.lost[k]:
 			o.w.violation("I1: %s was taken %d times outside, %d answers were lost", o.label(k), n, o.lost[k])
 		case n > 0 && bounced+aside > 0 && (excused || o.again[k]):
+		case n > 0 && bounced == 0 && o.w.mesh.isOut(o.w.nodes[s.client.node]): // a gateway could not ask any more whether it was sent
 		case n == 0 && (bounced+aside == 0 && excused || bounced+aside > 1 && o.again[k]):
 		case n > 0 && bounced+aside > 0 && o.lost[k] == 0:
 			o.w.violation("I1: %s was taken outside and reported as failed", o.label(k))

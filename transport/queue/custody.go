@@ -440,5 +440,6 @@ func (q *Queue) ReleaseFrom(ctx context.Context, gateway mesh.NodeID) (int, erro
 		})
 		fail = errors.Join(fail, err)
 	})
+	q.Reroute() // this node may be a gateway itself by now
 	return n, errors.Join(err, fail)
 }

@@ -201,12 +201,14 @@ func (q *Queue) Hold(ctx context.Context, id ID) (int, error) {
 // Unhold lets held recipients, and those set aside, go on. What is kept for
 // another node's release is not touched.
 func (q *Queue) Unhold(ctx context.Context, id ID) (int, error) {
-	return q.person(ctx, id, func(now time.Duration, x *rcpt) *change {
+	n, err := q.person(ctx, id, func(now time.Duration, x *rcpt) *change {
 		if x.State != Held && x.State != Aside {
 			return nil
 		}
 		return &change{N: x.N, State: Waiting, Due: now}
 	})
+	q.Reroute() // homes may have changed meanwhile
+	return n, err
 }
 
 // Retry tries a message's waiting recipients now.

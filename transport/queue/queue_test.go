@@ -483,6 +483,35 @@ func TestWhatWasBeingTriedWhenItsHomeChangedGoesToTheNewOne(t *testing.T) {
 	})
 }
 
+func TestWhatAPersonHeldWhileItsHomeChangedGoesToTheNewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.routes[bob] = toPlzen
+		w.carry(toPlzen, eachLeg(func(*transport.Leg) []transport.Result { return nil }))
+		id := w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
+		time.Sleep(time.Minute)
+		if _, err := w.q.Hold(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		w.mu.Lock()
+		w.routes[bob] = toBrno
+		w.mu.Unlock()
+		w.q.Reroute()
+		w.carry(toBrno, eachLeg(func(l *transport.Leg) []transport.Result {
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered})
+		}))
+		time.Sleep(time.Minute)
+		if _, err := w.q.Unhold(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		synctest.Wait()
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
 // Its home was put out of the mesh, and cannot say that nobody lives there.
 func TestMailForSomebodyDeletedWhoseHomeWasPutOutIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
