@@ -175,6 +175,9 @@ func (x *player) play() {
 	}
 	for _, e := range p.Events {
 		time.Sleep(time.Until(begin.Add(e.At)))
+		if w.clock != nil && !p.Follow { // else sample tells it
+			w.clock(e.At)
+		}
 		x.do(e)
 	}
 	time.Sleep(time.Until(begin.Add(p.Length)))
