@@ -220,6 +220,7 @@ func (c custody) Route(env *transport.Envelope, rcpts []intake.Rcpt) (intake.Pla
 	for i, r := range rcpts {
 		in[i] = route.Rcpt{Address: r.Address, Notify: r.Notify, ORcpt: r.ORcpt}
 	}
+	routes := c.queue.Routes()
 	d := c.routing().Decide(env, in)
 	for _, f := range d.Faults {
 		// A recipient that was fine at RCPT is not any more. Nothing is taken,
@@ -228,17 +229,18 @@ func (c custody) Route(env *transport.Envelope, rcpts []intake.Rcpt) (intake.Pla
 			return nil, f
 		}
 	}
-	return plan{c.queue, d}, nil
+	return plan{c.queue, d, routes}, nil
 }
 
 // plan implements intake.Plan.
 type plan struct {
-	queue *queue.Queue
-	d     route.Decision
+	queue  *queue.Queue
+	d      route.Decision
+	routes uint64 // queue.Message.Routes
 }
 
 func (p plan) Take(ctx context.Context, env *transport.Envelope, draft *log.Draft, s *mime.Structure) (string, error) {
-	m := &queue.Message{Envelope: *env, Body: draft, Structure: s}
+	m := &queue.Message{Envelope: *env, Body: draft, Structure: s, Routes: p.routes}
 	for _, n := range p.d.Notices {
 		m.Expanded = append(m.Expanded, queue.Expanded{List: n.List, Rcpt: transport.Recipient{Address: n.Rcpt.Address.String(), Notify: n.Rcpt.Notify, ORcpt: n.Rcpt.ORcpt}})
 	}

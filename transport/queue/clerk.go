@@ -57,10 +57,19 @@ func (q *Queue) chores(ctx context.Context) {
 // returns at once.
 func (q *Queue) Reroute() {
 	q.mu.Lock()
+	q.routes++
 	q.anew = true
 	q.mu.Unlock()
 	q.poke(q.chore)
 	q.Wake(transport.Destination{Scope: transport.ScopeGateway})
+}
+
+// Routes counts the calls of Reroute. Who asks before he decides where a message
+// goes (Message.Routes) has it routed anew if homes changed before it was here.
+func (q *Queue) Routes() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.routes
 }
 
 // errBusy says that a leg is being tried, or changed, at this moment.
@@ -428,6 +437,7 @@ func (q *Queue) report(ctx context.Context, n legName) (bool, error) {
 	q.busy[n]++
 	t := q.j.Append(entries...)
 	for i, am := range accepts {
+		am.Routes = q.routes // the clerk itself routes anew, once this is applied
 		q.fresh[t.First()+1+uint64(i)] = am
 	}
 	q.follow(underway{n: n, t: t, fresh: numbers(t, len(accepts))})

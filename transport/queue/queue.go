@@ -108,6 +108,9 @@ type Message struct {
 	Body      *log.Draft // sealed
 	Structure *mime.Structure
 	Expanded  []Expanded
+	// Routes is what Queue.Routes said before the legs were decided; 0: nothing
+	// can have changed since.
+	Routes uint64
 }
 
 // Expanded is a recipient whose "expanded" (or, through a list, "delivered")
@@ -139,8 +142,9 @@ type Queue struct {
 	last    map[legName]*row       // rows of the record applied last; nil: gone
 	busy    map[legName]int        // LEG records appended, not yet applied
 	owed    map[legName]struct{}   // legs that owe a report
+	routes  uint64                 // changes of homes so far: see Reroute
 	anew    bool                   // the clerk has to route everything anew
-	missed  map[legName]struct{}   // legs that were busy when it did: they come as soon as they are not
+	missed  map[legName]struct{}   // legs that were busy, or not here yet, when it did: they come as soon as they can
 	held    int                    // legs in the windows of all destinations
 	swept   int64                  // day up to which old ids were forgotten
 	finals  map[mesh.NodeID]map[legName]struct{}
@@ -160,7 +164,7 @@ type legName struct {
 
 // New registers the queue with j, which must not be started yet.
 func New(j *journal.Journal, d Deps) *Queue {
-	q := &Queue{
+	q := &Queue{routes: 1,
 		j: j, d: d, policy: d.Policy.withDefaults(),
 		kick: make(chan struct{}, 1), chore: make(chan struct{}, 1), news: make(chan struct{}, 1),
 		rnd:   &lockedRand{r: d.Rand},
@@ -224,6 +228,9 @@ func (q *Queue) accept(ctx context.Context, m *Message, legs []Leg, meta acceptM
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	meta.Stamp = q.clock.stamp()
+	if meta.Routes = m.Routes; meta.Routes == 0 {
+		meta.Routes = q.routes
+	}
 	b, err := encMode.Marshal(&meta)
 	if err != nil {
 		return nil, fmt.Errorf("accept message: %w", err)

@@ -512,6 +512,41 @@ func TestWhatAPersonHeldWhileItsHomeChangedGoesToTheNewOne(t *testing.T) {
 	})
 }
 
+// Its legs were decided before homes changed, and it was on disk after: a sync
+// may take seconds.
+func TestWhatWasBeingAcceptedWhenItsHomeChangedGoesToTheNewOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		w.carry(toPlzen, eachLeg(func(*transport.Leg) []transport.Result { return nil }))
+		got := []string{}
+		w.carry(toBrno, eachLeg(func(l *transport.Leg) []transport.Result {
+			w.mu.Lock()
+			got = append(got, fmt.Sprint(l.Envelope.ID[7]))
+			w.mu.Unlock()
+			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered})
+		}))
+		body := w.draft("Subject: 1\r\n\r\nbody\r\n")
+		first := &Message{Envelope: transport.Envelope{ID: msgID(1), From: anna, Origin: transport.OriginSubmission, EntryTime: time.Now()},
+			Body: body, Structure: structure(t, body), Routes: w.q.Routes()}
+		w.mu.Lock()
+		w.routes[bob] = toBrno
+		w.mu.Unlock()
+		w.q.Reroute()
+		synctest.Wait()
+		if _, err := w.q.Accept(context.Background(), first, []Leg{one(toPlzen, user(bob))}); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+		w.accept(2, anna, transport.OriginSubmission, one(toBrno, user(bob)))
+		time.Sleep(time.Second)
+		synctest.Wait()
+		want(t, got, []string{"1", "2"})
+		want(t, w.left(), "")
+		w.crash()
+	})
+}
+
 // Its home was put out of the mesh, and cannot say that nobody lives there.
 func TestMailForSomebodyDeletedWhoseHomeWasPutOutIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

@@ -38,6 +38,8 @@ type acceptMeta struct {
 	Once    bool        `cbor:"6,keyasint,omitempty"`
 	Keeper  mesh.NodeID `cbor:"7,keyasint,omitempty"` // two-phase: the origin that has to release
 	Expands []notice    `cbor:"8,keyasint,omitempty"`
+
+	Routes uint64 `cbor:"-"` // Queue.Routes when the legs were decided
 }
 
 type acceptLeg struct {
