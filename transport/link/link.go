@@ -478,9 +478,11 @@ const doubtFor = 15 * time.Second
 // Doubt says that a stream to node has seen no progress for so long that its
 // connection may be dead, though nothing has noticed yet: for a while, or until a
 // new connection, streams go through a third node if one can reach it. The bulk
-// connection takes no new streams of ours: a line that lost its packets, and only
-// the large ones, leaves it alive with pauses of a minute between its attempts,
-// where a new one is through as soon as the line is.
+// connection takes no new streams of ours once it was doubted twice and nothing moved
+// in it: a line that lost its packets, and only the large ones, leaves it alive with
+// pauses of a minute between its attempts, where a new one is through as soon as the
+// line is. On a slow line that is full something moves, and a new one would only be
+// one more on it.
 func (e *Endpoint) Doubt(node mesh.NodeID) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -490,15 +492,23 @@ func (e *Endpoint) Doubt(node mesh.NodeID) {
 	}
 	p.doubtful = time.Now().Add(doubtFor)
 	for _, s := range p.sessions[Bulk] {
-		if time.Since(s.since) >= doubtAge && leavesDoubted {
-			s.doubted = true
+		if time.Since(s.since) < doubtAge {
+			continue
 		}
+		if heard := s.pace.heard.Load(); heard != s.heard || s.pace.stands() < doubtStands {
+			s.doubts, s.heard = 0, heard
+		}
+		s.doubts++
+		s.doubted = s.doubted || s.doubts > 1 && leavesDoubted
 	}
 }
 
 // doubtAge is the least age of a bulk connection that is doubted: a younger one is
 // not that in which nothing went on for so long.
 const doubtAge = 5 * time.Second
+
+// doubtStands is for how long nothing has moved in a connection that is left.
+const doubtStands = 4 * time.Second
 
 // Watch calls f for each peer that is up now and then whenever one goes up or down,
 // until stop is called. A peer that goes down and up between two calls is told as up

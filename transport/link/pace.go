@@ -2,6 +2,7 @@ package link
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/quic-go/quic-go"
@@ -16,6 +17,8 @@ import (
 // advances over them with the allowed rate, which may change while they wait.
 type pacer struct {
 	stats func() quic.ConnectionStats
+	moved atomic.Int64  // when bytes last came or went in any of the streams, in nanoseconds since 1970
+	heard atomic.Uint64 // bytes that came
 
 	mu    sync.Mutex
 	speed speed
@@ -89,6 +92,22 @@ func (p *pacer) advance(now time.Time) {
 	}
 }
 
+// reads notes that n bytes came.
+func (p *pacer) reads(n int) {
+	p.heard.Add(uint64(n))
+	p.moves(n)
+}
+
+// moves notes that n bytes came or went.
+func (p *pacer) moves(n int) {
+	if n > 0 {
+		p.moved.Store(time.Now().UnixNano())
+	}
+}
+
+// stands returns for how long nothing has come or gone.
+func (p *pacer) stands() time.Duration { return time.Since(time.Unix(0, p.moved.Load())) }
+
 // take numbers the next of n bytes and returns how many, and the number of the first.
 func (p *pacer) take(now time.Time, n int) (int, float64) {
 	p.mu.Lock()
@@ -134,6 +153,7 @@ func (p *pacer) write(st *quic.Stream, b []byte) (written int, err error) {
 			}
 		}
 		m, err := st.Write(b[:n])
+		p.moves(m)
 		written += m
 		if b = b[m:]; err != nil || len(b) == 0 {
 			return written, err

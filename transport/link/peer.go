@@ -166,7 +166,9 @@ type session struct {
 	streams atomic.Int64
 	poke    chan struct{} // look whether it may end
 	retired bool          // another is used; guarded by Endpoint.mu
-	doubted bool          // bulk: a stream made no progress in it; guarded by Endpoint.mu
+	doubts  int           // bulk: streams made no progress in it, one after the other; guarded by Endpoint.mu
+	heard   uint64        // bytes that had come by then
+	doubted bool          // it takes no new streams of ours
 }
 
 // better says which of two connections that came up at the same time is used. Both

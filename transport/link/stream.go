@@ -71,6 +71,9 @@ func (c *Conn) Read(p []byte) (int, error) {
 	} else {
 		n, err = c.st.Read(p)
 	}
+	if c.s.pace != nil {
+		c.s.pace.reads(n)
+	}
 	return n, streamError(err)
 }
 
