@@ -221,7 +221,7 @@ func (n *Node) join(ctx context.Context, in joining.Intent) {
 		n.meshes.fail(fmt.Errorf("the mesh knows this node's key as node %s: it has to start again as that", a.Node))
 		return
 	}
-	n.setPeers(ctx)
+	n.setPeers(nil)
 	n.becomeMember()
 }
 

@@ -5,11 +5,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
 	"strconv"
+	"sync"
 	"time"
 
 	"posthouse/appliance/admin"
@@ -310,29 +312,52 @@ func (n *Node) stateAge() time.Duration {
 	return time.Since(at)
 }
 
-// keepPeers keeps the link's peers as the domain state has them.
+// keepPeers keeps the link's peers as the domain state has them. Nothing waits for
+// DNS: it is down where the line is cut.
 func (n *Node) keepPeers(ctx context.Context, changed <-chan struct{}) error {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	known := map[string][]netip.AddrPort{} // what each peer's name meant when it was last found
+	found := make(chan map[string][]netip.AddrPort, 1)
+	looking := false
+	asked := map[string]bool{} // in the last look-up
+	var again <-chan time.Time // when names are looked up again; link dials by itself
 	last := ""
 	for {
-		again := n.setPeers(ctx)
+		names := n.setPeers(known)
 		n.refreshView()
 		if key := n.routeKey(); key != last {
 			last = key
 			n.queue.Reroute()
 		}
-		// Names of unreachable peers are looked up again; link dials by itself.
-		var timer <-chan time.Time
-		if again {
-			timer = time.After(30 * time.Second)
+		if !looking && slices.ContainsFunc(names, func(name string) bool { return !asked[name] }) {
+			looking, again = true, nil
+			clear(asked)
+			for _, name := range names {
+				asked[name] = true
+			}
+			wg.Go(func() { found <- n.lookUp(ctx, names) })
 		}
 		select {
 		case <-changed:
-		case <-timer:
+		case f := <-found:
+			looking, again = false, time.After(lookUpEvery)
+			maps.Copy(known, f)
+			maps.DeleteFunc(known, func(name string, _ []netip.AddrPort) bool { return !asked[name] })
+		case <-again:
+			again = nil
+			clear(asked)
 		case <-ctx.Done():
 			return nil
 		}
 	}
 }
+
+const (
+	lookUpEvery = 30 * time.Second
+	lookUpTime  = 5 * time.Second
+	lookUps     = 32 // at once
+)
 
 // routeKey changes when mail may have to go another way.
 func (n *Node) routeKey() string {
@@ -350,17 +375,20 @@ func (n *Node) routeKey() string {
 	return b.String()
 }
 
-// setPeers hands the admitted nodes to the link. It reports whether some peer's
-// name has to be looked up again later.
-func (n *Node) setPeers(ctx context.Context) (again bool) {
+// setPeers hands the admitted nodes to the link, their names as they are known. It
+// returns the names.
+func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
 	rec := n.rec.get()
 	var peers []link.Peer
 	add := func(id mesh.NodeID, key mesh.KeyHash, addrs []string) {
 		p := link.Peer{ID: id, Key: key}
 		for _, a := range addrs {
-			found, named := n.lookUp(ctx, a)
-			p.Addrs = append(p.Addrs, found...)
-			again = again || named
+			if at, err := netip.ParseAddrPort(a); err == nil {
+				p.Addrs = append(p.Addrs, at)
+				continue
+			}
+			p.Addrs = append(p.Addrs, known[a]...)
+			names = append(names, a)
 		}
 		if at, ok := rec.Learned[id]; ok {
 			p.Learned = []netip.AddrPort{at}
@@ -372,14 +400,14 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 			add(p.ID, p.Key, p.Addresses)
 		}
 		n.setAdmitted(peers)
-		return again
+		return names
 	}
-	self, known := n.state.Node(n.id)
-	if known && !self.Member() {
+	self, member := n.state.Node(n.id)
+	if member && !self.Member() {
 		n.setAdmitted(nil)
 		n.setPhase(mesh.Left)
 		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: revokedNext})
-		return false
+		return nil
 	}
 	for _, x := range n.state.Nodes() {
 		if peersAreMembers && !x.Member() {
@@ -389,7 +417,7 @@ func (n *Node) setPeers(ctx context.Context) (again bool) {
 	}
 	n.strangersLetIn(add)
 	n.setAdmitted(peers)
-	return again
+	return names
 }
 
 // setAdmitted tells link and gossip who belongs to the mesh.
@@ -402,29 +430,42 @@ func (n *Node) setAdmitted(peers []link.Peer) {
 	n.gossip.SetAdmitted(ids)
 }
 
-// lookUp turns host:port into addresses; named says that a name was asked.
-func (n *Node) lookUp(ctx context.Context, hostport string) (addrs []netip.AddrPort, named bool) {
-	if a, err := netip.ParseAddrPort(hostport); err == nil {
-		return []netip.AddrPort{a}, false
-	}
-	host, port, err := net.SplitHostPort(hostport)
-	if err != nil {
-		return nil, false
-	}
-	p, err := strconv.ParseUint(port, 10, 16)
-	if err != nil {
-		return nil, false
-	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// lookUp asks for what names, as host:port, mean now, all at once. Those that are
+// not found are left out.
+func (n *Node) lookUp(ctx context.Context, names []string) map[string][]netip.AddrPort {
+	ctx, cancel := context.WithTimeout(ctx, lookUpTime)
 	defer cancel()
-	found, err := n.env.Resolver.LookupNetIP(ctx, "ip", host)
-	if err != nil {
-		return nil, true
+	var mu sync.Mutex
+	out := map[string][]netip.AddrPort{}
+	var wg sync.WaitGroup
+	slots := make(chan struct{}, lookUps)
+	for _, name := range names {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			host, port, err := net.SplitHostPort(name)
+			if err != nil {
+				return
+			}
+			p, err := strconv.ParseUint(port, 10, 16)
+			if err != nil {
+				return
+			}
+			found, err := n.env.Resolver.LookupNetIP(ctx, "ip", host)
+			if err != nil || len(found) == 0 {
+				return
+			}
+			var at []netip.AddrPort
+			for _, a := range found {
+				at = append(at, netip.AddrPortFrom(a.Unmap(), uint16(p)))
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out[name] = at
+		})
 	}
-	for _, a := range found {
-		addrs = append(addrs, netip.AddrPortFrom(a.Unmap(), uint16(p)))
-	}
-	return addrs, true
+	wg.Wait()
+	return out
 }
 
 // refreshView publishes how this node sees the mesh.

@@ -5,7 +5,10 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
+
+	"posthouse/appliance/admin"
 )
 
 func TestAStoppedNodeIsShownAsLeftAndAKilledOneAsUnreachable(t *testing.T) {
@@ -104,6 +107,55 @@ func TestAnOfficeWithoutItsLineForADayAndAnHour(t *testing.T) {
 		took := w.Until("the queues are empty", 15*time.Second, func() bool { return w.got("plzen", "waits", 20) && w.got("praha", "waits too", 20) })
 		t.Logf("and the queues are empty %v later", took)
 		w.works("after a day")
+	})
+}
+
+// DNS is down where the line is cut. Offices find each other by their names, yet
+// what the mesh decides counts at once.
+func TestAChangeOfHomesWaitsForNoDNS(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := NewWorld(t, three...)
+		defer w.Close()
+		for _, o := range w.Offices {
+			o.cfg.Advertise = []string{o.cfg.Host + ":44337"}
+		}
+		w.Found()
+		w.Cut("praha").From("hq")
+		w.Cut("praha").From("plzen")
+		time.Sleep(20 * time.Second)
+		w.mail("hq", "praha", "waits", 3)
+		w.noDNS.Store(true)
+		time.Sleep(time.Minute)
+		waiting := func(at, to string) (n int) {
+			for _, m := range w.Office(at).Status().Members {
+				if m.Name == to {
+					n = m.Queue
+				}
+			}
+			return n
+		}
+		if n := waiting("hq", "praha"); n != 3 {
+			t.Fatalf("%d messages wait for praha", n)
+		}
+		if err := w.Office("hq").Ops().RevokeNode(Ctx(), "praha"); err != nil { // its disk is lost, say
+			t.Fatal(err)
+		}
+		home := "plzen"
+		if _, err := w.Office("hq").Ops().ChangeUser(Ctx(), admin.UserChange{Address: "praha@" + Domain, Home: &home}); err != nil {
+			t.Fatal(err)
+		}
+		took := w.Until("what waited for praha's user goes to plzen", 30*time.Second, func() bool {
+			all, err := w.Office("hq").Ops().Queue(Ctx())
+			return err == nil && len(all) == 0
+		})
+		if took > 2*time.Second {
+			t.Errorf("it took %v", took)
+		}
+		w.Kill("hq") // it forgets what the names mean
+		w.Start("hq")
+		time.Sleep(10 * time.Second)
+		w.noDNS.Store(false)
+		w.Until("hq sees plzen", time.Minute, func() bool { return w.Office("hq").sees("plzen").State == serving })
 	})
 }
 

@@ -185,7 +185,11 @@ func (n names) LookupHost(ctx context.Context, host string) ([]string, error) {
 	return []string{addrs[0].String()}, nil
 }
 
-func (n names) LookupNetIP(_ context.Context, _, host string) ([]netip.Addr, error) {
+func (n names) LookupNetIP(ctx context.Context, _, host string) ([]netip.Addr, error) {
+	if n.w.noDNS.Load() {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
 	host = strings.TrimSuffix(host, ".")
 	if host == "mx."+outsideDomain {
 		return []netip.Addr{outsideAddr}, nil

@@ -42,6 +42,7 @@ type World struct {
 	qualities map[[2]netip.Addr]*quality // what a line is on a good day; absent: World.Latency alone
 	dice      *mathrand.Rand
 	simnet.PerfectRouter
+	noDNS     atomic.Bool                  // whoever asks for a host's address waits in vain
 	tcp       map[string]*bufpipe.Listener // by "address:port" or socket path
 	conns     map[*conn]bool
 	served    map[*served]bool
