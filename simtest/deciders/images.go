@@ -91,6 +91,7 @@ func (w *world) restore(n *node, i *image) {
 	n.crash(Fault{Mode: simfs.LoseAll, View: Gone})
 	w.note("%s is restored from its image of %v ago", n.name, w.now-i.at)
 	n.fs, n.kept = i.fs, new(kv.Memory)
+	n.fs.SetFree(-1) // on a disk that has room
 	n.state, n.applied, n.have, n.parted, n.shut = domain.NewMachine(), 0, i.have, 0, 0
 	w.mesh.heard[n.i] = w.now - time.Hour
 	n.renewals++
@@ -267,6 +268,7 @@ func (o *observer) restored(n *node) {
 		}
 	}
 	for k, is := range now {
+		o.retold[k] = true // that it is delayed, say: to all who wait now, in one report
 		if n.before[k] == is {
 			continue
 		}

@@ -225,7 +225,8 @@ func (o *observer) twice(ks []copyOf) {
 // isTwice reports whether a message, given by its number, may come twice, or be reported
 // twice, for a recipient that a report names.
 func (o *observer) isTwice(s *sent, address string) bool {
-	return o.again[copyOf{o.idOf(s), address}]
+	k := copyOf{o.idOf(s), address}
+	return o.again[k] || o.retold[k]
 }
 
 // stuck is what waits at nodes that were put out, in whatever state: as held,

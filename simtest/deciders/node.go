@@ -231,7 +231,7 @@ func (n *node) come() {
 		n.every()
 	})
 	if n.renewals > 0 {
-		n.w.after(10*time.Minute, func() { n.letGo(boot) })
+		n.w.after(5*time.Minute, func() { n.letGo(boot) })
 	}
 	n.w.after(queue.SweepEvery, func() { n.sweep(boot) })
 	n.w.links.changed()

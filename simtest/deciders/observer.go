@@ -30,6 +30,7 @@ type observer struct {
 	accepted map[copyOf]int                     // by outside hosts
 	given    map[copyOf]bool                    // refused for good
 	again    map[copyOf]bool                    // may be sent outside, or reported, a second time
+	retold   map[copyOf]bool                    // recipients of which a node that was rolled back tells again
 	strayed  map[copyOf]bool                    // released, and nobody will hear of it: an old image
 	excused  map[string]bool                    // messages and recipients, or mailboxes: what a disk has lost
 	floor    map[place]uint32                   // UIDVALIDITY before a rollback
@@ -68,7 +69,7 @@ type place struct {
 
 func newObserver(w *world) *observer {
 	return &observer{w: w, busy: map[client]bool{}, msgs: map[transport.MessageID]*sent{}, nums: map[int]*sent{}, turn: map[client]int{},
-		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, again: map[copyOf]bool{}, strayed: map[copyOf]bool{}, excused: map[string]bool{}, floor: map[place]uint32{}, due: map[place]map[mailstore.UID]string{}, moved: map[int]bool{}, gone: map[int]bool{},
+		accepted: map[copyOf]int{}, given: map[copyOf]bool{}, lost: map[copyOf]int{}, again: map[copyOf]bool{}, retold: map[copyOf]bool{}, strayed: map[copyOf]bool{}, excused: map[string]bool{}, floor: map[place]uint32{}, due: map[place]map[mailstore.UID]string{}, moved: map[int]bool{}, gone: map[int]bool{},
 		seen: map[place]map[mailstore.UID]string{}, was: map[place]mailstore.Status{}, mods: map[place]map[mailstore.UID]mailstore.ModSeq{}, going: map[place]map[mailstore.UID]bool{}, reports: map[string]int{}, papers: map[string]string{}, written: map[string]letter{}}
 }
 
