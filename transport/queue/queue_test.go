@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -156,6 +157,61 @@ func TestANodeThatIsSeenAliveIsTriedEveryFewSeconds(t *testing.T) {
 		if n, longest := pass(false, time.Hour); n > 80 || longest < 48*time.Second {
 			t.Errorf("%d attempts in an hour when it is not seen, at most %v apart", n, longest)
 		}
+		w.crash()
+	})
+}
+
+// One of two recipients is being tried again when the other falls due: what is
+// behind both passes neither.
+func TestNothingOvertakesARecipientWhileAnotherOfItsMessageIsTried(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t)
+		w.start()
+		var mu sync.Mutex
+		full, got := true, []string{}
+		w.carry(toPlzen, func(ctx context.Context, _ transport.Destination, src transport.Source) error {
+			under, err := src.Next(ctx)
+			if err != nil {
+				return nil
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if full {
+				full = false
+				src.Finish(under, all(2, transport.Result{Outcome: transport.Deferred, Code: 452, Text: "full"}))
+				return nil
+			}
+			take := func(l *transport.Leg) {
+				for _, r := range l.Rcpts {
+					got = append(got, fmt.Sprint(l.Envelope.ID[7], " ", r.Address))
+				}
+				src.Finish(l, all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered}))
+			}
+			for began := time.Now(); under.Envelope.ID == msgID(1) && time.Since(began) < 30*time.Second; {
+				soon, cancel := context.WithTimeout(ctx, time.Second)
+				l, err := src.Next(soon)
+				cancel()
+				if err == nil {
+					take(l)
+				}
+			}
+			take(under)
+			return nil
+		})
+		for i := range 2 {
+			w.accept(i+1, anna, transport.OriginSubmission, one(toPlzen, user(bob), user(carl)))
+			time.Sleep(time.Second)
+		}
+		time.Sleep(5 * time.Minute)
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		for _, to := range []string{bob, carl} {
+			if first, second := slices.Index(got, "1 "+to), slices.Index(got, "2 "+to); first < 0 || second < first {
+				t.Errorf("%s got %v", to, got)
+			}
+		}
+		want(t, w.left(), "")
 		w.crash()
 	})
 }
