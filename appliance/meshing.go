@@ -402,8 +402,8 @@ func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
 		n.setAdmitted(peers)
 		return names
 	}
-	self, member := n.state.Node(n.id)
-	if member && !self.Member() {
+	self, here := n.state.Node(n.id)
+	if here && !self.Member() {
 		n.setAdmitted(nil)
 		n.setPhase(mesh.Left)
 		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: revokedNext})

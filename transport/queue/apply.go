@@ -399,8 +399,7 @@ func (e *edit) commit(live bool, meta *acceptMeta, done *legName) {
 		}
 		q.inMemory(d, n.seq, x, gone, live, meta)
 		if live && meta != nil && meta.Routes != q.routes && now.Waiting > 0 && busyIsRoutedLater {
-			q.missed[n] = struct{}{} // homes changed while it was on its way here
-			q.poke(q.chore)
+			q.miss(n) // homes changed while it was on its way here
 		}
 		if x.had && gone || !x.had && e.seq != n.seq {
 			e.relink(n, gone)

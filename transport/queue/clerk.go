@@ -290,15 +290,24 @@ func (q *Queue) routeLeg(n legName) {
 	switch {
 	case errors.Is(err, errBusy) && !busyIsRoutedLater:
 	case errors.Is(err, errBusy):
-		q.mu.Lock()
-		q.missed[n] = struct{}{}
-		if !q.isBusy(n) { // it has ended since
-			q.freed(n)
-		}
-		q.mu.Unlock()
+		q.routeSoon(n)
 	case err != nil:
 		q.d.Logger.Error("route anew", "dest", n.dest.String(), "err", err)
 	}
+}
+
+// routeSoon has the clerk ask where the recipients of one leg go, as soon as it
+// is not busy.
+func (q *Queue) routeSoon(n legName) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.miss(n)
+}
+
+// miss is routeSoon under q.mu.
+func (q *Queue) miss(n legName) {
+	q.missed[n] = struct{}{}
+	q.poke(q.chore)
 }
 
 // reports makes what is owed. A leg whose report cannot be made now stays owed

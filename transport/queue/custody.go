@@ -439,7 +439,8 @@ func (q *Queue) ReleaseFrom(ctx context.Context, gateway mesh.NodeID) (int, erro
 			return cs
 		})
 		fail = errors.Join(fail, err)
+		q.routeSoon(name) // this node may be a gateway itself by now
 	})
-	q.Reroute() // this node may be a gateway itself by now
+	q.Wake(key)
 	return n, errors.Join(err, fail)
 }

@@ -82,7 +82,7 @@ type dest struct {
 	due    time.Duration // earliest due time of what the pass skipped
 	again  bool          // another pass is needed
 	holds  map[pair]uint64
-	flows  map[pair]struct{} // pairs whose last answer was "delivered"
+	flows  map[pair]struct{} // pairs of which something that was tried again went through last
 
 	filling bool
 	dirty   bool                // rows came while filling

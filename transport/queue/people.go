@@ -3,6 +3,7 @@ package queue
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -207,8 +208,8 @@ func (q *Queue) Unhold(ctx context.Context, id ID) (int, error) {
 		}
 		return &change{N: x.N, State: Waiting, Due: now}
 	})
-	q.Reroute() // homes may have changed meanwhile
-	return n, err
+	// Homes may have changed meanwhile.
+	return n, errors.Join(err, q.legsOf(id, func(name legName) error { q.routeSoon(name); return nil }))
 }
 
 // Retry tries a message's waiting recipients now.

@@ -144,7 +144,7 @@ type Queue struct {
 	owed    map[legName]struct{}   // legs that owe a report
 	routes  uint64                 // changes of homes so far: see Reroute
 	anew    bool                   // the clerk has to route everything anew
-	missed  map[legName]struct{}   // legs that were busy, or not here yet, when it did: they come as soon as they can
+	missed  map[legName]struct{}   // legs that the clerk has to route as soon as they are not busy
 	held    int                    // legs in the windows of all destinations
 	swept   int64                  // day up to which old ids were forgotten
 	finals  map[mesh.NodeID]map[legName]struct{}

@@ -1,7 +1,6 @@
 package queue
 
 import (
-	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -80,68 +79,13 @@ func TestNewsOfWhoLivesThereBringsWhatWasCalledMoved(t *testing.T) {
 			}
 			return all(len(l.Rcpts), transport.Result{Outcome: transport.Delivered, Code: 250})
 		}))
-		w.mu.Lock()
-		w.routes[bob] = toPlzen
-		w.mu.Unlock()
+		w.lives(bob, toPlzen)
 		w.accept(1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
 		time.Sleep(20 * time.Second)
 		want(t, tries.Load(), int32(3)) // at once, after 1 s and 2 s; the next comes after a minute
 		known.Store(true)
 		w.q.Room(toPlzen)
 		time.Sleep(time.Millisecond)
-		want(t, w.left(), "")
-		w.crash()
-	})
-}
-
-// What stood behind a message that found a full disk is not sent one by one, a
-// round trip each, once that has gone through.
-func TestWhatStoodBehindAFullDiskGoesTogether(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t)
-		w.start()
-		var full atomic.Bool
-		full.Store(true)
-		var tries []string
-		w.carry(toPlzen, func(ctx context.Context, _ transport.Destination, src transport.Source) error {
-			for {
-				var under []*transport.Leg // all that may be under way at once
-				for {
-					soon, cancel := context.WithTimeout(ctx, 100*time.Millisecond)
-					l, err := src.Next(soon)
-					cancel()
-					if err != nil {
-						break
-					}
-					under = append(under, l)
-				}
-				if len(under) == 0 {
-					return nil
-				}
-				try := ""
-				for i, l := range under {
-					try += fmt.Sprint(l.Envelope.ID[7])
-					switch {
-					case !full.Load():
-						src.Finish(l, all(1, transport.Result{Outcome: transport.Delivered, Code: 250}))
-					case i == 0:
-						src.Finish(l, all(1, transport.ErrNoSpace.Result("plzen")))
-					default:
-						src.Finish(l, all(1, transport.Waits("plzen")))
-					}
-				}
-				tries = append(tries, try)
-			}
-		})
-		for i := range 6 {
-			w.accept(i+1, anna, transport.OriginSubmission, one(toPlzen, user(bob)))
-		}
-		time.Sleep(20 * time.Second)
-		full.Store(false)
-		w.q.Room(toPlzen)
-		time.Sleep(time.Second)
-		synctest.Wait()
-		want(t, tries, []string{"123456", "1", "23456"})
 		want(t, w.left(), "")
 		w.crash()
 	})

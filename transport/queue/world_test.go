@@ -195,6 +195,14 @@ func (w *world) carry(d transport.Destination, c carrier) {
 	w.q.Wake(d)
 }
 
+// lives has the directory say where a user is at home; the zero destination:
+// nowhere.
+func (w *world) lives(a string, at transport.Destination) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.routes[a] = at
+}
+
 func (w *world) draft(text string) *log.Draft {
 	d := w.j.NewDraft()
 	io.WriteString(d, text)
