@@ -395,10 +395,15 @@ func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
 		}
 		peers = append(peers, p)
 	}
-	if !n.state.Founded() {
+	joinPeers := func() { // those that the domain state here has not come to yet
 		for _, p := range rec.Peers {
-			add(p.ID, p.Key, p.Addresses)
+			if _, known := n.state.Node(p.ID); !known {
+				add(p.ID, p.Key, p.Addresses)
+			}
 		}
+	}
+	if !n.state.Founded() {
+		joinPeers()
 		n.setAdmitted(peers)
 		return names
 	}
@@ -414,6 +419,9 @@ func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
 			continue
 		}
 		add(x.ID, x.Key, x.Addresses)
+	}
+	if !here {
+		joinPeers() // the copy grows command by command: others come in later
 	}
 	n.strangersLetIn(add)
 	n.setAdmitted(peers)

@@ -122,6 +122,33 @@ func TestATokenWorksOnceAndAWrongOneIsNamed(t *testing.T) {
 	})
 }
 
+// The domain state of a node that joins grows command by command, and the first
+// ones know the founder alone: the others stay its peers all the same.
+func TestANodeThatJoinsKeepsItsLinesWhileItsStateGrows(t *testing.T) {
+	founded(t, officeNames[:5], 4, func(t *testing.T, w *World) {
+		began := time.Now()
+		token, err := w.Office("plzen").Ops().CreateToken(Ctx(), admin.TokenRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		joiner := officeNames[4]
+		w.join(t, joiner, admin.JoinRequest{Target: token.Secret, At: w.door("hq")})
+		w.Until(joiner+" serves", time.Minute, w.whole)
+		up := 0
+		for _, l := range w.Office(joiner).logs.since(began, 1000) {
+			switch {
+			case strings.Contains(l.text, "peer up"):
+				up++
+			case strings.Contains(l.text, "peer removed"), strings.Contains(l.text, "peer down"):
+				t.Errorf("%v after the join began: %s", l.at.Sub(began), l.text)
+			}
+		}
+		if up < 4 {
+			t.Errorf("%s came to have %d of 4 lines", joiner, up)
+		}
+	})
+}
+
 func TestATokenThatTheDoorHasNotHeardOfWaitsForAMaster(t *testing.T) {
 	founded(t, three, 2, func(t *testing.T, w *World) {
 		w.Cut("hq").From("plzen")
