@@ -31,8 +31,37 @@ type Quality struct {
 // quality is one direction of a line with what is in it now.
 type quality struct {
 	Quality
-	free time.Time // when the last packet given to it has left its sender
-	last time.Time // when that packet arrives
+	pipe
+	last time.Time // when the packet given to it last arrives
+}
+
+// pipe is what is narrow about a line: one packet leaves it after the other.
+type pipe struct {
+	bandwidth int64     // bits a second; 0: no limit
+	free      time.Time // when the last packet given to it has left
+}
+
+// full reports whether a packet that comes at some time is lost.
+func (p *pipe) full(at time.Time) bool { return p.bandwidth > 0 && p.free.Sub(at) > lineBuffer }
+
+// pass takes a packet of so many bytes at some time and returns when all of it has left.
+func (p *pipe) pass(at time.Time, bytes int) time.Time {
+	if p.bandwidth == 0 {
+		return at
+	}
+	if p.free.After(at) {
+		at = p.free
+	}
+	p.free = at.Add(time.Duration(int64(bytes+headers) * 8 * int64(time.Second) / p.bandwidth))
+	return p.free
+}
+
+// headers are IP's and UDP's on each packet, bytes.
+const headers = 28
+
+// uplink is an office's own line to the world, with what is in it now.
+type uplink struct {
+	up, down pipe // each of the same bandwidth
 }
 
 // lineBuffer is how long a packet waits at most before a narrow line; what
@@ -47,7 +76,73 @@ func (w *World) SetLine(a, b string, q Quality) {
 	x, y := w.Office(a).Addr, w.Office(b).Addr
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.qualities[[2]netip.Addr{x, y}], w.qualities[[2]netip.Addr{y, x}] = &quality{Quality: q}, &quality{Quality: q}
+	for _, way := range [][2]netip.Addr{{x, y}, {y, x}} {
+		w.qualities[way] = &quality{Quality: q, pipe: pipe{bandwidth: q.Bandwidth}}
+	}
+}
+
+// SetUplink gives an office one line to the world, of so many bits a second each
+// way, which all that it sends to other nodes shares, and all that it gets from
+// them. It lies before the lines to the single offices (SetLine), and has their
+// buffer at either end. Simulated TCP takes nothing of it: mail from and to the
+// outside and the people in the office. Say so before the office starts.
+func (w *World) SetUplink(office string, bandwidth int64) {
+	w.note("%s's own line carries %d kbit/s", office, bandwidth/1000)
+	a := w.Office(office).Addr
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.uplinks[a] = &uplink{up: pipe{bandwidth: bandwidth}, down: pipe{bandwidth: bandwidth}}
+}
+
+// landing is the far end of an office's uplink: packets come there as on any
+// line, and wait for their turn to come in.
+type landing struct {
+	w    *World
+	link *uplink
+	node simnet.PacketReceiver
+}
+
+// RecvPacket implements simnet.PacketReceiver.
+func (l *landing) RecvPacket(p simnet.Packet) {
+	l.w.mu.Lock()
+	lost := l.link.down.full(time.Now())
+	l.w.mu.Unlock()
+	if !lost {
+		l.node.RecvPacket(p)
+	}
+}
+
+// takes is how long a packet takes from the far end to the office. simnet asks
+// once for each packet, in the order in which they came there.
+func (l *landing) takes(p simnet.Packet) time.Duration {
+	l.w.mu.Lock()
+	defer l.w.mu.Unlock()
+	return time.Until(l.link.down.pass(time.Now(), len(p.Data)))
+}
+
+// plug connects an office's machine to the network: its socket, a function to
+// call once it may get packets, and one that ends it all.
+func (o *Office) plug() (socket *simnet.SimConn, open, end func()) {
+	w, addr := o.w, &net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}
+	w.mu.Lock()
+	u := w.uplinks[o.Addr]
+	w.mu.Unlock()
+	gate := &gate{World: w}
+	near := &simnet.Simnet{Router: gate}
+	if u == nil {
+		socket = near.NewEndpoint(addr, simnet.NodeBiDiLinkSettings{LatencyFunc: w.latency})
+		near.Start()
+		return socket, gate.open, func() { near.Close() }
+	}
+	land := &landing{w: w, link: u}
+	socket = near.NewEndpoint(addr, simnet.NodeBiDiLinkSettings{LatencyFunc: land.takes})
+	land.node = gate.node
+	far := &simnet.SimulatedLink{LatencyFunc: w.latency}
+	far.AddNode(addr, land)
+	gate.node = far
+	near.Start()
+	far.Start()
+	return socket, gate.open, func() { far.Close(); near.Close() }
 }
 
 // SendPacket implements simnet.Router: cut lines lose everything, lossy ones a
@@ -61,7 +156,10 @@ func (w *World) SendPacket(p simnet.Packet) error {
 	twice, flipped := share(l.twice), share(l.flipped)
 	bit := w.dice.IntN(max(1, 8*len(p.Data)))
 	if q := w.qualities[way]; q != nil && !lost {
-		lost = q.Loss > 0 && w.dice.Float64() < q.Loss || q.Bandwidth > 0 && time.Until(q.free) > lineBuffer
+		lost = q.Loss > 0 && w.dice.Float64() < q.Loss || q.full(time.Now())
+	}
+	if u := w.uplinks[way[0]]; u != nil && !lost {
+		lost = u.up.full(time.Now())
 	}
 	w.mu.Unlock()
 	if lost {
@@ -97,22 +195,19 @@ func (w *World) latency(p simnet.Packet) time.Duration {
 	way := [2]netip.Addr{udpAddr(p.From), udpAddr(p.To)}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	extra, q := w.lines[way].extra, w.qualities[way]
-	if late := w.lines[way].late; late > 0 && w.dice.Float64() < late {
-		return w.Latency + extra + time.Duration(w.dice.Int64N(int64(lateBy)))
-	}
-	if q == nil {
-		return w.Latency + extra
-	}
 	now := time.Now()
 	sent := now
-	if q.Bandwidth > 0 {
-		if q.free.After(now) {
-			sent = q.free
-		}
-		sent = sent.Add(time.Duration(int64(len(p.Data)+28) * 8 * int64(time.Second) / q.Bandwidth)) // 28: IP and UDP headers
-		q.free = sent
+	if u := w.uplinks[way[0]]; u != nil {
+		sent = u.up.pass(now, len(p.Data))
 	}
+	extra, q := w.lines[way].extra, w.qualities[way]
+	if late := w.lines[way].late; late > 0 && w.dice.Float64() < late {
+		return sent.Sub(now) + w.Latency + extra + time.Duration(w.dice.Int64N(int64(lateBy)))
+	}
+	if q == nil {
+		return sent.Sub(now) + w.Latency + extra
+	}
+	sent = q.pass(sent, len(p.Data))
 	at := sent.Add(q.Latency + extra)
 	if q.Jitter > 0 {
 		at = at.Add(time.Duration(w.dice.Int64N(int64(q.Jitter) + 1)))

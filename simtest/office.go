@@ -74,7 +74,6 @@ type process struct {
 	o      *Office
 	node   *appliance.Node
 	cancel context.CancelFunc
-	line   *simnet.Simnet
 	socket *simnet.SimConn
 	began  time.Time
 	dead   atomic.Bool
@@ -144,11 +143,9 @@ func (o *Office) start() {
 	o.w.note("%s starts", o.Name)
 	o.keepState(record.On)
 	p := &process{o: o, gone: make(chan struct{}), began: time.Now()}
-	gate := &gate{World: o.w}
-	p.line = &simnet.Simnet{Router: gate}
-	p.socket = p.line.NewEndpoint(&net.UDPAddr{IP: o.Addr.AsSlice(), Port: 44337}, simnet.NodeBiDiLinkSettings{LatencyFunc: o.w.latency})
-	p.line.Start()
-	gate.open()
+	socket, open, unplug := o.plug()
+	p.socket = socket
+	open()
 	o.expected.Store(false)
 	ctx, cancel := context.WithCancel(context.Background())
 	p.cancel, o.run = cancel, p
@@ -186,7 +183,7 @@ func (o *Office) start() {
 		p.err = node.Run(ctx)
 		cancel()
 		p.socket.Close()
-		p.line.Close()
+		unplug()
 		o.mu.Lock()
 		itself := o.run == p
 		if itself {

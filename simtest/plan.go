@@ -15,6 +15,7 @@ type Plan struct {
 	Apart    []string // of them those that join later, if at all
 	Gateways []string // beside the founder
 	Lines    []Line   // that are not as good as Latency alone
+	Uplinks  []Uplink // offices whose own line is narrow
 	Size     int      // of the bodies of mail; 0: small
 	Follow   bool     // let a reader wait at each mailbox, and keep queues and masters over time
 	Latency  time.Duration
@@ -27,6 +28,13 @@ type Plan struct {
 type Line struct {
 	A, B string
 	Quality
+}
+
+// Uplink is an office's own line to the world, which all its traffic with other
+// offices shares.
+type Uplink struct {
+	Office    string
+	Bandwidth int64 // bits a second, each way
 }
 
 // Kind is what an event does.
@@ -104,6 +112,9 @@ func (e Event) String() string {
 func (p Plan) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "seed %d: offices %v, gateways %v, latency %v, %v, faults %v\n", p.Seed, p.Offices, p.Gateways, p.Latency, p.Length, p.Kinds)
+	for _, u := range p.Uplinks {
+		fmt.Fprintf(&b, "%s's own line carries %d bit/s\n", u.Office, u.Bandwidth)
+	}
 	for _, e := range p.Events {
 		fmt.Fprintln(&b, e)
 	}

@@ -59,6 +59,10 @@ func Run(t *testing.T, p Plan, watcher Watcher) (r Result) {
 		for _, l := range p.Lines {
 			w.SetLine(l.A, l.B, l.Quality)
 		}
+		for _, u := range p.Uplinks {
+			w.SetUplink(u.Office, u.Bandwidth)
+			r.Faults[narrowUplink]++
+		}
 		for _, n := range p.Apart {
 			w.Office(n).apart.Store(true)
 		}
@@ -510,8 +514,9 @@ func (x *player) quiet() {
 		took, ok = w.within(10*time.Minute, w.whole)
 		w.note("they agree after %v more: %v", took, ok)
 	}
-	took, ok = w.within(drainLimit, w.drained)
-	w.note("nothing waits for a node after %v", took)
+	limit := drainLimit + w.needs()
+	took, ok = w.within(limit, w.drained)
+	w.note("nothing waits for a node after %v of %v", took, limit)
 	if !ok {
 		w.explain()
 		w.violation(HealsInTime, "mail still waits for a node %v after all members agreed", took)

@@ -40,6 +40,7 @@ type World struct {
 	mu        sync.Mutex
 	lines     map[[2]netip.Addr]line     // from, to; absent: as good as can be
 	qualities map[[2]netip.Addr]*quality // what a line is on a good day; absent: World.Latency alone
+	uplinks   map[netip.Addr]*uplink     // what all lines of an office share; absent: nothing
 	dice      *mathrand.Rand
 	simnet.PerfectRouter
 	noDNS     atomic.Bool                  // whoever asks for a host's address waits in vain
@@ -71,7 +72,7 @@ type World struct {
 
 // NewWorld makes offices that are not started; the first is to found the mesh.
 func NewWorld(tb testing.TB, offices ...string) *World {
-	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), deciding: make(chan struct{}, 1), dice: mathrand.New(mathrand.NewPCG(1, 1)),
+	w := &World{tb: tb, Latency: 10 * time.Millisecond, lines: map[[2]netip.Addr]line{}, qualities: map[[2]netip.Addr]*quality{}, uplinks: map[netip.Addr]*uplink{}, keeper: record.NewKeeper(nil), reading: make(chan struct{}), deciding: make(chan struct{}, 1), dice: mathrand.New(mathrand.NewPCG(1, 1)),
 		tcp: map[string]*bufpipe.Listener{}, conns: map[*conn]bool{}, served: map[*served]bool{}, nodes: map[string]string{}, began: time.Now()}
 	w.Outside = newOutside(w)
 	w.ledger = newLedger(w)

@@ -44,9 +44,11 @@ simulated lines, disks and power, watched from outside.
 
   posthouse-sim run FILE.toml|NAME [--report OUT.html] [--seed N] [--short] [--json]
         plays a scenario: a file of yours, or one that ships (see list)
-  posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--jobs N] [--shrink 10m] [--story] [--trace]
+  posthouse-sim random [--seeds N | --minutes T] [--seed N] [--nodes N] [--length 5m] [--jobs N]
+                       [--with FAULT] [--shrink 10m] [--story] [--trace]
         random faults and load from seed N on, as many seeds at a time as there are processors or --jobs,
         with a line of news every half minute;
+        --with plays those alone that have a fault, as the list at the end names it (uplink: narrow lines);
         --shrink takes events out of a plan that fails while it still does, for so long;
         --story tells each, --trace tells all, one after the other
   posthouse-sim capacity [--offices 5] [--people 20] [--mail 40] [--size "75 kB"] [--inside "30 %"] [--outside "40 %"]

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -25,6 +24,7 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	var minutes float64
 	var length, shrink time.Duration
 	var story, trace bool
+	var with string
 	_, err := flags("random", args, 0, func(f *flag.FlagSet) {
 		f.IntVar(&seeds, "seeds", 10, "")
 		f.Uint64Var(&seed, "seed", 1, "")
@@ -33,6 +33,7 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		f.IntVar(&jobs, "jobs", runtime.GOMAXPROCS(0), "")
 		f.DurationVar(&length, "length", 5*time.Minute, "")
 		f.DurationVar(&shrink, "shrink", 0, "")
+		f.StringVar(&with, "with", "", "")
 		f.BoolVar(&story, "story", false, "")
 		f.BoolVar(&trace, "trace", false, "")
 	})
@@ -45,6 +46,10 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	if length < time.Second || seeds < 1 || minutes < 0 || jobs < 1 {
 		return 0, misuse("random: --length, --seeds, --minutes and --jobs are more than nothing")
 	}
+	plans := &plans{seed: seed, nodes: nodes, length: length, with: simtest.Kind(with)}
+	if _, ok := plans.peek(); !ok {
+		return 0, misuse("random: no plan from seed %d on has the fault %q", seed, with)
+	}
 	var watcher simtest.Watcher
 	if trace {
 		watcher.Trace, jobs = term.Err, 1
@@ -53,20 +58,19 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 	done := make(chan struct{})
 	told := sync.WaitGroup{}
 	told.Go(func() { sum.news(term, done) })
-	var next atomic.Uint64
 	var wg sync.WaitGroup
 	for range jobs {
 		wg.Go(func() {
 			for {
-				n := next.Add(1) - 1
-				if minutes > 0 && time.Since(sum.began).Minutes() >= minutes || minutes == 0 && n >= uint64(seeds) {
+				p, n := plans.next()
+				if p == nil || minutes > 0 && time.Since(sum.began).Minutes() >= minutes || minutes == 0 && n > seeds {
 					return
 				}
-				t.Run(fmt.Sprint("seed ", seed+n), func(t *testing.T) {
+				t.Run(fmt.Sprint("seed ", p.Seed), func(t *testing.T) {
 					watcher := watcher
-					watcher.Clock = func(at time.Duration) { sum.clock(seed+n, at) }
+					watcher.Clock = func(at time.Duration) { sum.clock(p.Seed, at) }
 					watcher.Clock(0)
-					r := simtest.Run(t, simtest.RandomPlan(seed+n, nodes, length), watcher)
+					r := simtest.Run(t, *p, watcher)
 					sum.add(r, story)
 					if len(r.Violations) > 0 && shrink > 0 {
 						sum.say(smaller(t, r, shrink))
@@ -83,6 +87,41 @@ func random(t *testing.T, args []string, term Terminal) (int, error) {
 		return broken, nil
 	}
 	return held, nil
+}
+
+// plans are the random plans from a seed on. Safe for concurrent use.
+type plans struct {
+	nodes  int
+	length time.Duration
+	with   simtest.Kind // only those with this fault; "": all
+
+	mu    sync.Mutex
+	seed  uint64 // to look at next
+	given int
+}
+
+// rare is after how many seeds without a fault no plan has it.
+const rare = 1000
+
+// peek moves to the next plan and returns it.
+func (s *plans) peek() (*simtest.Plan, bool) {
+	for range rare {
+		if p := simtest.RandomPlan(s.seed, s.nodes, s.length); s.with == "" || slices.Contains(p.Kinds, s.with) {
+			return &p, true
+		}
+		s.seed++
+	}
+	return nil, false
+}
+
+// next returns the next plan, nil when there is none, and how many that makes.
+func (s *plans) next() (*simtest.Plan, int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p, _ := s.peek()
+	s.seed++
+	s.given++
+	return p, s.given
 }
 
 // again is how often a smaller plan is run before it counts as one that holds:

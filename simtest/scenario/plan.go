@@ -26,6 +26,9 @@ func (s *Scenario) Plan(seed uint64, short bool) simtest.Plan {
 		if o.Gateway && i > 0 {
 			p.Gateways = append(p.Gateways, o.Name)
 		}
+		if o.Bandwidth > 0 {
+			p.Uplinks = append(p.Uplinks, simtest.Uplink{Office: o.Name, Bandwidth: int64(o.Bandwidth)})
+		}
 	}
 	for _, l := range s.Line {
 		latency := l.Latency

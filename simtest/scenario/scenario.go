@@ -41,6 +41,10 @@ type Office struct {
 	Name string `toml:"name"`
 	// Gateway lets the office send Internet mail by itself; the first always may.
 	Gateway bool `toml:"gateway"`
+	// Bandwidth is that of the office's own line, "1 Mbit/s", each way: all that
+	// it sends to other offices shares it, and all that it gets from them, not
+	// its mail with the Internet. Default: no limit but the single lines'.
+	Bandwidth Rate `toml:"bandwidth"`
 }
 
 // Line is what the line between two offices is like on a good day.

@@ -133,6 +133,20 @@ func TestAClockIsSetAndSetRight(t *testing.T) {
 	}
 }
 
+func TestAnOfficeHasALineOfItsOwn(t *testing.T) {
+	s, problems := Parse(strings.Replace(good, "name = \"plzen\"", "name = \"plzen\"\nbandwidth = \"512 kbit/s\"", 1))
+	if len(problems) > 0 {
+		t.Fatal(problems)
+	}
+	if got, want := s.Plan(1, false).Uplinks, []simtest.Uplink{{Office: "plzen", Bandwidth: 512_000}}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	_, problems = Parse(strings.Replace(good, "name = \"hq\"", "name = \"hq\"\nbandwidth = \"2 kbit/s\"", 1))
+	if got, want := (&config.Problems{File: "x", List: problems}).Error(), `x:6: office.bandwidth: "2 kbit/s": want a bandwidth`; !strings.Contains(got, want) {
+		t.Errorf("got %q, want it to contain %q", got, want)
+	}
+}
+
 func FuzzParse(f *testing.F) {
 	f.Add(good)
 	for _, name := range Shipped() {
