@@ -51,6 +51,27 @@ func TestSmallMailDoesNotOvertakeLargeMailOfItsSender(t *testing.T) {
 	})
 }
 
+// Invariant 3. A large message is on its way for longer than anybody waits, over a
+// narrow line, behind one of its sender that finds no room: room comes meanwhile.
+func TestWhatIsLongOnItsWayDoesNotOvertakeWhatFoundNoRoom(t *testing.T) {
+	tale(t, 2, func(w *World) {
+		quota := func(n int64) {
+			if _, err := w.Office("hq").Ops().ChangeSettings(Ctx(), admin.SettingsChange{Quota: &n}); err != nil {
+				t.Fatal(err)
+			}
+			w.Until("all know the quota", 10*time.Second, w.Equal)
+		}
+		quota(3_000)
+		w.SetLine("hq", "plzen", Quality{Latency: 20 * time.Millisecond, Bandwidth: 64_000})
+		if n := w.Send(3).From("plzen").Sized(5_000, 400_000, 500).To("hq"); n != 3 {
+			t.Fatalf("%d of 3 taken", n)
+		}
+		time.Sleep(30 * time.Second)
+		quota(0)
+		w.Until("all is there", 2*time.Hour, w.drained)
+	})
+}
+
 // Invariant 5. An office that has heard nothing of the master for minutes takes
 // its own mail, and the others'.
 func TestAnOfficeThatIsAloneTakesTheMailOfThoseItKnows(t *testing.T) {

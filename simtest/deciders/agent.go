@@ -104,7 +104,7 @@ func (n *node) tellFinals(st *stream, o mesh.NodeID, finals []transport.FinalRes
 				break
 			}
 		}
-		st.answer(func() {
+		st.answer(nil, func() {
 			if !ok || n.q.Told(context.Background(), o, finals) != nil {
 				then(false)
 				return
@@ -132,7 +132,7 @@ func (n *node) askStanding(st *stream, o mesh.NodeID, kept []transport.KeptLeg, 
 			}
 			standings[i] = s
 		}
-		st.answer(func() {
+		st.answer(nil, func() {
 			for i, k := range kept {
 				if _, err := relay.Stand(context.Background(), n.q, o, k, standings[i]); err != nil {
 					break

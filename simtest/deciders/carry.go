@@ -35,6 +35,7 @@ type carry struct {
 	st    *stream
 	gate  mesh.NodeID
 	told  []copyOf // delivered, and the answer has not come yet
+	read  uint64   // answers of its home that have come
 }
 
 // carry begins what the queue wants to be carried.
@@ -199,9 +200,21 @@ func (c *carry) finish(leg *transport.Leg, rs []transport.Result) {
 
 // message is what a frame carries.
 type message struct {
-	env   transport.Envelope
-	rcpts []transport.Recipient
-	body  []byte
+	env       transport.Envelope
+	rcpts     []transport.Recipient
+	body      []byte
+	seq, read uint64 // see relay.Holds
+}
+
+func (m *message) lane(i int) relay.Lane {
+	return relay.Lane{To: m.rcpts[i].Mailbox, From: m.env.From}
+}
+
+func (m *message) lanes() (ls []relay.Lane) {
+	for i := range m.rcpts {
+		ls = append(ls, m.lane(i))
+	}
+	return ls
 }
 
 func (c *carry) message(leg *transport.Leg) (*message, bool) {
@@ -210,7 +223,7 @@ func (c *carry) message(leg *transport.Leg) (*message, bool) {
 		c.n.w.violation("%s cannot read %s: %v", c.n.name, c.n.w.obs.name(leg.Envelope.ID), err)
 		return nil, false
 	}
-	return &message{leg.Envelope, slices.Clone(leg.Rcpts), b}, true
+	return &message{leg.Envelope, slices.Clone(leg.Rcpts), b, leg.Seq, c.read}, true
 }
 
 func read(b transport.Body) ([]byte, error) {
@@ -241,7 +254,7 @@ func (c *carry) relay(leg *transport.Leg) {
 	}
 	st := c.st
 	c.n.w.obs.sends(c.n, st.server, m)
-	st.ask(func() {
+	st.send(func() {
 		rs := st.server.deliver(st, m)
 		if c.n.w.twice() {
 			rs = st.server.deliver(st, m)
@@ -258,29 +271,13 @@ func (c *carry) relay(leg *transport.Leg) {
 				c.n.unsure, c.told = append(c.n.unsure, k), append(c.told, k)
 			}
 		}
-		st.answer(func() {
+		st.answer(func() { st.holds.Tell(m.seq, m.lanes()) }, func() {
 			c.out--
 			c.finish(leg, rs)
+			c.read++
 		})
 	})
 }
-
-// order is one sender's mail to one mailbox on a stream, hold why it waits: the
-// rule of relay's server.
-type order struct {
-	from string
-	to   mesh.MailboxID
-}
-
-type hold struct {
-	id    transport.MessageID
-	until time.Duration
-}
-
-const (
-	holdDeferred = 10 * time.Second
-	holdMoved    = 900 * time.Millisecond
-)
 
 // deliver takes a message for mailboxes of this node from a stream. Nil: the
 // node's log has ended.
@@ -292,8 +289,9 @@ func (n *node) deliver(st *stream, m *message) []transport.Result {
 	var todo []transport.Recipient
 	var at []int
 	for i, r := range m.rcpts {
-		if h, ok := st.held[order{env.From, r.Mailbox}]; ok && n.w.now < h.until && h.id != env.ID {
+		if st.holds.Waits(m.lane(i), m.seq, m.read) {
 			rs[i] = transport.Waits(n.name)
+			st.holds.Defer(m.lane(i), m.seq)
 			continue
 		}
 		todo, at = append(todo, r), append(at, i)
@@ -323,17 +321,11 @@ func (n *node) deliver(st *stream, m *message) []transport.Result {
 		} else {
 			rs[i] = got[k]
 		}
-		o := order{env.From, m.rcpts[i].Mailbox}
 		switch rs[i].Outcome {
-		case transport.Deferred:
-			st.held[o] = hold{env.ID, n.w.now + holdDeferred}
-		case transport.Moved:
-			st.held[o] = hold{env.ID, n.w.now + holdMoved}
+		case transport.Deferred, transport.Moved:
+			st.holds.Defer(m.lane(i), m.seq)
 		case transport.Delivered:
 			n.w.obs.took(n, st.client, m)
-			if st.held[o].id == env.ID {
-				delete(st.held, o)
-			}
 		}
 	}
 	return rs
@@ -370,7 +362,7 @@ func (c *carry) offer(leg *transport.Leg) {
 	}
 	st, n := c.st, c.n
 	n.w.obs.sends(n, st.server, m)
-	st.ask(func() {
+	st.send(func() {
 		fates := st.server.keep(st, m)
 		if n.w.twice() {
 			fates = st.server.keep(st, m)
@@ -378,7 +370,7 @@ func (c *carry) offer(leg *transport.Leg) {
 		if fates == nil {
 			return
 		}
-		st.answer(func() {
+		st.answer(nil, func() {
 			kept, keys, rs := relay.Fates(leg, fates, st.server.name)
 			if len(kept) > 0 {
 				if err := n.q.Release(context.Background(), leg, kept, st.server.id); err != nil {

@@ -34,6 +34,10 @@ func (w *world) fault(f Fault) {
 		d := time.Duration(f.N) * time.Millisecond
 		w.links.slow[n.i] += d
 		w.ends(f.Span, func() { w.links.slow[n.i] -= d })
+	case Narrow:
+		d := time.Duration(f.N) * time.Millisecond
+		w.links.narrow[n.i] += d
+		w.ends(f.Span, func() { w.links.narrow[n.i] -= d })
 	case Crash:
 		for i, o := range w.nodes {
 			if f.A>>i&1 == 1 {

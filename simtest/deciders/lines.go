@@ -2,6 +2,8 @@ package deciders
 
 import (
 	"time"
+
+	"posthouse/transport/relay"
 )
 
 // links is the model of the lines between nodes: who reaches whom, how long a
@@ -10,14 +12,17 @@ type links struct {
 	w    *world
 	cut  [][]int // from, to: how many faults cut it
 	slow []time.Duration
-	base [][]time.Duration
-	up   [][]bool // a connection stands
-	topo uint64   // grows when anything changes
+	// narrow is how long a message is on its way over a node's lines beside that, at
+	// most: the next comes behind it.
+	narrow []time.Duration
+	base   [][]time.Duration
+	up     [][]bool // a connection stands
+	topo   uint64   // grows when anything changes
 }
 
 func newLinks(w *world) *links {
 	n := w.plan.Nodes
-	l := &links{w: w, slow: make([]time.Duration, n)}
+	l := &links{w: w, slow: make([]time.Duration, n), narrow: make([]time.Duration, n)}
 	for i := range n {
 		l.cut = append(l.cut, make([]int, n))
 		l.up = append(l.up, make([]bool, n))
@@ -49,7 +54,7 @@ func (l *links) set(a, b uint64, n int, oneWay bool) {
 func (l *links) calm() {
 	for i := range l.cut {
 		clear(l.cut[i])
-		l.slow[i] = 0
+		l.slow[i], l.narrow[i] = 0, 0
 	}
 	l.changed()
 }
@@ -129,6 +134,18 @@ func (l *links) delay(way []int) time.Duration {
 	return d
 }
 
+// transit is how long the bytes of a message take along a way.
+func (l *links) transit(way []int) time.Duration {
+	most := time.Duration(0)
+	for _, i := range way {
+		most = max(most, l.narrow[i])
+	}
+	if most == 0 {
+		return 0
+	}
+	return time.Duration(l.w.net.Int64N(int64(most)))
+}
+
 // patience is how long a client waits for a sign of life.
 const patience = 5 * time.Second
 
@@ -147,12 +164,13 @@ type stream struct {
 	watched        bool
 	failed         func(error)
 
-	held map[order]hold // at the server: relay's rule of order
+	holds relay.Holds // at the server
 }
 
 type lane struct {
 	frames []frame
 	moving bool
+	filled time.Duration // until then bytes of messages are on their way
 }
 
 type frame struct {
@@ -177,7 +195,7 @@ func (l *links) dial(c, s *node, ready func(*stream), failed func()) {
 			l.w.after(patience, func() { c.step(boot, failed) })
 			return
 		}
-		st := &stream{w: l.w, client: c, server: s, cboot: boot, sboot: s.boot, way: way, heard: l.w.now, held: map[order]hold{}}
+		st := &stream{w: l.w, client: c, server: s, cboot: boot, sboot: s.boot, way: way, heard: l.w.now}
 		c.step(boot, func() { ready(st) })
 	})
 }
@@ -188,6 +206,12 @@ func reversed(way []int) []int {
 		out[len(way)-1-i] = n
 	}
 	return out
+}
+
+// send sends a message, which the server answers.
+func (s *stream) send(do func()) {
+	s.there.filled = max(s.there.filled, s.w.now) + s.w.links.transit(s.way)
+	s.ask(do)
 }
 
 // ask sends a frame that the server answers.
@@ -207,14 +231,17 @@ func (s *stream) tell(do func()) {
 	s.there.push(s, s.way, func() { s.server.step(s.sboot, do) })
 }
 
-// answer sends the server's answer, once its disk has it.
-func (s *stream) answer(do func()) {
+// answer sends the server's answer, once its disk has it; goes, if any, is told when.
+func (s *stream) answer(goes, do func()) {
 	boot := s.sboot
 	s.w.after(s.server.syncTime(), func() {
 		if s.server.boot != boot || !s.server.up {
 			return
 		}
 		s.work--
+		if goes != nil {
+			goes()
+		}
 		s.back.push(s, reversed(s.way), func() {
 			s.client.step(s.cboot, func() {
 				if s.closed {
@@ -229,7 +256,7 @@ func (s *stream) answer(do func()) {
 }
 
 func (la *lane) push(s *stream, way []int, do func()) {
-	la.frames = append(la.frames, frame{s.w.now + s.w.links.delay(way), do})
+	la.frames = append(la.frames, frame{max(s.w.now, la.filled) + s.w.links.delay(way), do})
 	if !la.moving {
 		la.move(s, way)
 	}
@@ -278,7 +305,7 @@ func (s *stream) check() {
 		return
 	}
 	alive := s.server.boot == s.sboot && s.server.runs() && s.w.links.open(s.way) && s.w.links.open(reversed(s.way))
-	if alive && s.work > 0 { // it says "wait"
+	if alive && (s.work > 0 || s.w.now < s.there.filled) { // it says "wait", or bytes go out
 		s.heard = s.w.now
 	}
 	if left := s.heard + patience - s.w.now; left > 0 {

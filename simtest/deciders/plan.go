@@ -55,11 +55,12 @@ const (
 	Delete    Kind = "delete-user" // user N is deleted, for ever
 	Revoke    Kind = "revoke"      // F19: A is put out, and goes on; its people get another home, B, after Span
 	OldImage  Kind = "old-image"   // F15: A's disk is copied, and after Span the copy takes its place
+	Narrow    Kind = "narrow"      // F4: A's lines carry one message after the other, each in up to N ms
 )
 
 // Kinds are all kinds that a seed may turn on.
 var Kinds = []Kind{Cut, CutOneWay, Flap, Slow, Crash, CrashAt, Pause, Full, SlowDisk, FailSync, Clock, Offline,
-	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge, Delete, Revoke, OldImage} // new ones at the end: a seed stays the same
+	Refuse, Defer, Grey, DropReply, Shut, Home, Gateway, MailQuota, Expunge, Delete, Revoke, OldImage, Narrow} // new ones at the end: a seed stays the same
 
 // rare kinds come once in a sixth of the days: after them much is excused.
 func (k Kind) rare() bool { return k == Revoke || k == OldImage }
@@ -190,6 +191,8 @@ func (p *Plan) fault(r *rand.Rand, k Kind) Fault {
 		}
 	case Slow:
 		f.N = 50 + r.IntN(750)
+	case Narrow:
+		f.N = 200 << r.IntN(8)
 	case Crash, CrashAt:
 		if r.IntN(4) == 0 && k == Crash {
 			f.A = 1 + r.Uint64N(all)

@@ -82,7 +82,7 @@ func (p Policy) withDefaults() Policy {
 	if p.MeshRetry == nil {
 		p.MeshRetry = []time.Duration{30 * time.Second, 2 * time.Minute, 5 * time.Minute, 15 * time.Minute, 30 * time.Minute, time.Hour}
 	}
-	if p.BehindRetry == nil { // a home forgets what it waits for after 10 s (relay)
+	if p.BehindRetry == nil { // a home holds back no longer than until its answer was read (relay)
 		p.BehindRetry = []time.Duration{time.Second, time.Second, 2 * time.Second, 5 * time.Second, 15 * time.Second, 30 * time.Second}
 	}
 	return p

@@ -68,6 +68,7 @@ func (r *Relay) carryOn(ctx context.Context, s *stream, offer bool, src transpor
 	var releases sync.WaitGroup
 	err := s.run(ctx, func(ctx context.Context) error {
 		for {
+			read := s.results.Load() // before the choice: what was read by then is known to it
 			leg, err := src.Next(ctx)
 			if err == io.EOF {
 				err = s.drained(ctx) // every offer answered, so every release is started
@@ -80,7 +81,7 @@ func (r *Relay) carryOn(ctx context.Context, s *stream, offer bool, src transpor
 			if err := s.room(ctx, leg.Body.Size()); err != nil {
 				return err
 			}
-			if err := s.message(ctx, leg, offer, src, &releases); err != nil {
+			if err := s.message(ctx, leg, read, offer, src, &releases); err != nil {
 				return err
 			}
 		}
@@ -89,8 +90,9 @@ func (r *Relay) carryOn(ctx context.Context, s *stream, offer bool, src transpor
 	return err
 }
 
-// message sends one leg. Its answer ends it at src.
-func (s *stream) message(ctx context.Context, leg *transport.Leg, offer bool, src transport.Source, releases *sync.WaitGroup) error {
+// message sends one leg, which was chosen when so many results had been read. Its
+// answer ends it at src.
+func (s *stream) message(ctx context.Context, leg *transport.Leg, read uint64, offer bool, src transport.Source, releases *sync.WaitGroup) error {
 	body, err := leg.Body.Open()
 	if err != nil {
 		// Damage here must not stop what comes after it: it is tried again, and
@@ -99,7 +101,7 @@ func (s *stream) message(ctx context.Context, leg *transport.Leg, offer bool, sr
 		return nil
 	}
 	defer body.Close()
-	f := legFrame{Envelope: leg.Envelope, Rcpts: leg.Rcpts, Size: leg.Body.Size()}
+	f := legFrame{Envelope: leg.Envelope, Rcpts: leg.Rcpts, Size: leg.Body.Size(), Seq: leg.Seq, Read: read}
 	kind := byte(frameLeg)
 	answer := func(kind byte, p []byte) error {
 		var a resultsFrame
@@ -113,9 +115,11 @@ func (s *stream) message(ctx context.Context, leg *transport.Leg, offer bool, sr
 			return fmt.Errorf("%w: %d results for %d recipients", errProtocol, len(a.Results), len(leg.Rcpts))
 		}
 		src.Finish(leg, a.Results)
+		s.results.Add(1)
 		return nil
 	}
 	if offer {
+		f.Seq, f.Read = 0, 0
 		kind = frameOffer
 		answer = func(kind byte, p []byte) error {
 			var a fatesFrame

@@ -49,6 +49,10 @@ type legFrame struct {
 	Envelope transport.Envelope    `cbor:"2,keyasint"`
 	Rcpts    []transport.Recipient `cbor:"3,keyasint"`
 	Size     int64                 `cbor:"4,keyasint"`
+	// For the order at a home, see Holds: the message's place in its sender's queue, and
+	// how many frameResults had been read when it was chosen. frameLeg alone.
+	Seq  uint64 `cbor:"5,keyasint,omitempty"`
+	Read uint64 `cbor:"6,keyasint,omitempty"`
 }
 
 type endFrame struct {

@@ -17,7 +17,9 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"posthouse/mailstore/log"
@@ -32,7 +34,7 @@ const Service = "relay"
 // Times and bounds of a stream.
 const (
 	progress   = 5 * time.Second  // without any: failed, and link takes another path
-	working    = 2 * time.Second  // between signs of life while something is logged
+	working    = 2 * time.Second  // between signs of life while something comes in or is logged
 	idleStream = 10 * time.Minute // the server's patience with a silent client; link sees a dead one sooner
 	window     = 64               // messages unanswered
 	windowSize = 8 << 20          // bytes unanswered
@@ -148,6 +150,8 @@ type stream struct {
 	dead chan struct{} // closed when the stream has failed or ended
 	idle chan struct{} // a token for each change of what is unanswered
 
+	results atomic.Uint64 // answers to frameLeg that were read, and their legs finished
+
 	mu      sync.Mutex
 	err     error
 	closing bool // nothing more is sent
@@ -257,12 +261,14 @@ func (s *stream) write() {
 		case <-s.dead:
 			return
 		}
-		s.c.SetWriteDeadline(time.Now().Add(progress))
-		if _, err := s.c.Write(b); err != nil {
-			s.fail(fmt.Errorf("send to %s: %w", s.r.d.Name(s.peer), err))
-			return
+		for p := range slices.Chunk(b, piece) {
+			s.c.SetWriteDeadline(time.Now().Add(progress))
+			if _, err := s.c.Write(p); err != nil {
+				s.fail(fmt.Errorf("send to %s: %w", s.r.d.Name(s.peer), err))
+				return
+			}
+			s.expect()
 		}
-		s.expect()
 	}
 }
 

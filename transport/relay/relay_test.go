@@ -331,6 +331,37 @@ func (x text) Open() (transport.BodyReader, error) {
 	}{strings.NewReader(string(x)), io.NopCloser(nil)}, nil
 }
 
+// A large message takes minutes on a narrow line, or on a wide one that many share:
+// as long as bytes go out, or come in, nobody gives up.
+func TestALargeMessageGetsThroughANarrowLineAtOnce(t *testing.T) {
+	const size, rate = 400 << 10, 4 << 10
+	for _, deep := range []bool{false, true} {
+		t.Run(fmt.Sprintf("deep buffer %v", deep), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w, o := homes(t, func(transport.Envelope, transport.Recipient, string) transport.Result {
+					return transport.Result{Outcome: transport.Delivered}
+				})
+				if deep {
+					w.arrives = rate
+				} else {
+					w.rate = rate
+				}
+				src := &oneLeg{leg: &transport.Leg{Envelope: transport.Envelope{ID: transport.MessageID{1}, EntryNode: origin, Origin: transport.OriginSubmission},
+					Rcpts: []transport.Recipient{user("bob@ours.example")}, Body: text(strings.Repeat("0123456789abcd\r\n", size/16))}}
+				at := time.Now()
+				if err := o.r.Carry(t.Context(), toHome, src); err != nil || len(src.results) != 1 {
+					t.Fatal(err, src.results)
+				}
+				if took, least := time.Since(at), size/rate*time.Second; took < least || took > least+least/20 {
+					t.Errorf("took %v, the line %v", took, least)
+				}
+				o.kill()
+				w.nodes[gw1].kill()
+			})
+		})
+	}
+}
+
 func TestASilentPeerFailsAfterFiveSecondsAndASlowOneDoesNot(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()

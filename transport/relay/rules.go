@@ -69,6 +69,85 @@ func Orphans(ctx context.Context, g Gateway, origin mesh.NodeID, finals []transp
 	return err
 }
 
+// Lane is one sender's mail to one mailbox: it stays in order.
+type Lane struct {
+	To   mesh.MailboxID
+	From string
+}
+
+// Holds keep the lanes of one stream in order at a home, exactly and without any
+// time: mail whose sender had not read yet, when it chose it, that earlier mail of
+// its lane was deferred, is deferred too. What a sender chooses later it has put in
+// order itself. A large message may be on its way for hours.
+//
+// The zero value is empty. Holds is not safe for concurrent use.
+type Holds struct {
+	answers uint64 // results told so far
+	lanes   map[Lane][]deferred
+	many    int    // entries of lanes
+	all     uint64 // who had not read so many answers waits, whatever its lane
+}
+
+// deferred is a message that was not taken.
+type deferred struct {
+	seq  uint64
+	told uint64 // which answer said so, 0: none yet
+}
+
+// manyDeferred bounds the entries of Holds: who sends so many at once without
+// reading an answer gets them all back but those that go.
+const manyDeferred = 1 << 14
+
+// Waits reports whether a message has to wait for an earlier one: its place in its
+// sender's queue, and how many answers had been read when it was chosen.
+func (h *Holds) Waits(l Lane, seq, read uint64) bool {
+	list := h.lanes[l]
+	if n := len(list); n > 0 {
+		// Later ones of the stream have read as much, or more.
+		list = slices.DeleteFunc(list, func(d deferred) bool { return d.told > 0 && (d.told <= read || !untilRead) })
+		h.keep(l, list, len(list)-n)
+	}
+	return read < h.all || slices.ContainsFunc(list, func(d deferred) bool { return d.seq < seq })
+}
+
+// Defer notes that a message was not taken: it was deferred, or has moved, or waits.
+// It may be told again of the same one.
+func (h *Holds) Defer(l Lane, seq uint64) {
+	h.keep(l, append(h.lanes[l], deferred{seq: seq}), 1)
+}
+
+// Tell numbers the next answer, which is about the message with that seq: of those
+// lanes, at least, in which it was not taken.
+func (h *Holds) Tell(seq uint64, lanes []Lane) {
+	h.answers++
+	for _, l := range lanes {
+		for i, d := range h.lanes[l] {
+			if d.seq == seq && d.told == 0 {
+				h.lanes[l][i].told = h.answers
+			}
+		}
+	}
+	if h.many > manyDeferred {
+		h.all = h.answers
+		for l, list := range h.lanes {
+			n := len(list)
+			list = slices.DeleteFunc(list, func(d deferred) bool { return d.told > 0 })
+			h.keep(l, list, len(list)-n)
+		}
+	}
+}
+
+func (h *Holds) keep(l Lane, list []deferred, more int) {
+	if h.many += more; len(list) == 0 {
+		delete(h.lanes, l)
+		return
+	}
+	if h.lanes == nil {
+		h.lanes = map[Lane][]deferred{}
+	}
+	h.lanes[l] = list
+}
+
 // Prefer puts gateways that failed a moment ago behind the others; until says
 // when each is trusted again.
 func Prefer(gs []mesh.NodeID, until map[mesh.NodeID]time.Time, now time.Time) []mesh.NodeID {

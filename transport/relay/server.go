@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"hash"
 	"io"
-	"maps"
 	"net"
 	"slices"
 	"sync"
@@ -29,12 +28,14 @@ type server struct {
 	peer   mesh.NodeID
 	c      net.Conn
 	slots  chan struct{} // messages being logged
-	out    chan []byte
+	out    chan frame
 	cancel context.CancelCauseFunc
 	busy   atomic.Int64
+	coming atomic.Bool // bytes came since the last frame went out
 	wg     sync.WaitGroup
 
-	holds holds
+	mu    sync.Mutex
+	holds Holds
 
 	// Of the reader alone.
 	in   *incoming
@@ -61,76 +62,19 @@ type turn struct {
 	settled chan struct{}
 }
 
-// lane is one sender's mail to one mailbox: it stays in order.
-type lane struct {
-	to   mesh.MailboxID
-	from string
-}
-
-// hold is why later mail of a lane waits: until that message comes again, or
-// everything that was on its way then has long arrived.
-type hold struct {
-	n     uint64 // of its frame
-	id    transport.MessageID
-	until time.Time
-}
-
-// holds are the lanes of a stream whose mail was just deferred: what was on its
-// way behind it waits as well.
-type holds struct {
-	mu sync.Mutex
-	by map[lane]hold
-}
-
-// How long a hold lasts: longer than a message is on its way, shorter than
-// queue waits before it tries again.
-const (
-	holdDeferred = 2 * progress
-	holdMoved    = 900 * time.Millisecond
-	manyHolds    = 1024 // from which on those that are over are looked for
-)
-
-// has reports whether a message waits behind another; the one that the others
-// wait for ends the hold by coming again.
-func (h *holds) has(l lane, id transport.MessageID) bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	x, ok := h.by[l]
-	if ok && (x.id == id || !time.Now().Before(x.until)) {
-		delete(h.by, l)
-		return false
-	}
-	return ok
-}
-
-// set notes what became of a message in a lane. Of several that did not get
-// through it is the first that the others wait for.
-func (h *holds) set(l lane, n uint64, id transport.MessageID, o transport.Outcome) {
-	d := holdDeferred
-	switch o {
-	case transport.Deferred:
-	case transport.Moved:
-		d = holdMoved
-	default:
-		return
-	}
-	now := time.Now()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if x, ok := h.by[l]; ok && x.n < n && now.Before(x.until) {
-		return
-	}
-	if len(h.by) >= manyHolds {
-		maps.DeleteFunc(h.by, func(_ lane, x hold) bool { return !now.Before(x.until) })
-	}
-	h.by[l] = hold{n, id, now.Add(d)}
+// frame is what the writer is given.
+type frame struct {
+	b       []byte
+	results bool   // it is frameResults,
+	seq     uint64 // of that message
+	lanes   []Lane // those of its recipients that were not taken
 }
 
 // Serve answers a stream that peer opened until it ends. It closes conn.
 func (r *Relay) Serve(ctx context.Context, peer mesh.NodeID, conn net.Conn) error {
 	ctx, cancel := context.WithCancelCause(ctx)
-	s := &server{r: r, peer: peer, c: conn, slots: make(chan struct{}, window), out: make(chan []byte, 8), cancel: cancel,
-		last: map[mesh.MailboxID]*turn{}, holds: holds{by: map[lane]hold{}}}
+	s := &server{r: r, peer: peer, c: conn, slots: make(chan struct{}, window), out: make(chan frame, 8), cancel: cancel,
+		last: map[mesh.MailboxID]*turn{}}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	written := make(chan struct{})
 	go func() { defer close(written); s.write(ctx) }()
@@ -166,9 +110,15 @@ func (s *server) write(ctx context.Context) {
 			if !ok {
 				return
 			}
-			b = f
+			b = f.b
+			s.coming.Store(false)
+			if f.results {
+				s.mu.Lock()
+				s.holds.Tell(f.seq, f.lanes)
+				s.mu.Unlock()
+			}
 		case <-alive.C:
-			if s.busy.Load() == 0 {
+			if !s.coming.Swap(false) && s.busy.Load() == 0 {
 				continue
 			}
 			b = appendHead(nil, frameWait, 0)
@@ -198,20 +148,22 @@ func (s *server) over(err error) bool {
 	return true
 }
 
-func (s *server) answer(kind byte, v any) {
+func (s *server) answer(kind byte, v any) { s.tell(kind, v, frame{}) }
+
+func (s *server) tell(kind byte, v any, f frame) {
 	if s.ended.Load() {
 		return
 	}
-	b, err := appendFrame(nil, kind, v)
-	if err != nil {
+	var err error
+	if f.b, err = appendFrame(nil, kind, v); err != nil {
 		s.cancel(err)
 		return
 	}
-	s.out <- b
+	s.out <- f
 }
 
 func (s *server) read(ctx context.Context) error {
-	br := bufio.NewReaderSize(s.c, 64<<10)
+	br := bufio.NewReaderSize((*arriving)(s), 64<<10)
 	s.c.SetReadDeadline(time.Now().Add(idleStream))
 	var hello [len(preamble)]byte
 	if _, err := io.ReadFull(br, hello[:]); err != nil {
@@ -255,6 +207,18 @@ func (s *server) read(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// arriving reads a server's stream, and notes that something comes: on a narrow
+// line a frame is minutes on its way.
+type arriving server
+
+func (a *arriving) Read(p []byte) (int, error) {
+	n, err := a.c.Read(p)
+	if n > 0 {
+		a.coming.Store(true)
+	}
+	return n, err
 }
 
 func (s *server) begin(offer bool, p []byte) error {
@@ -339,7 +303,7 @@ func (s *server) end(ctx context.Context, p []byte) error {
 					t.before = nil // lets the chain go
 				}
 			}
-			s.answer(frameResults, &resultsFrame{N: in.N, Results: rs})
+			s.tell(frameResults, &resultsFrame{N: in.N, Results: rs}, frame{results: true, seq: in.Seq, lanes: in.held(rs)})
 			for _, t := range turns {
 				close(t.told)
 			}
@@ -383,7 +347,7 @@ func (s *server) deliver(ctx context.Context, in *incoming, turns []*turn) []tra
 	var todo []transport.Recipient
 	var at []int
 	for i := range turns {
-		if s.holds.has(lane{in.Rcpts[i].Mailbox, in.Envelope.From}, in.Envelope.ID) {
+		if s.waits(in, i) {
 			results[i] = transport.Waits(self)
 			continue
 		}
@@ -468,8 +432,40 @@ func (s *server) put(in *incoming, at []int, rs, results []transport.Result) {
 			}
 		}
 		results[i] = r
-		s.holds.set(lane{in.Rcpts[i].Mailbox, in.Envelope.From}, in.N, in.Envelope.ID, r.Outcome)
+		if held(r) {
+			s.mu.Lock()
+			s.holds.Defer(in.lane(i), in.Seq)
+			s.mu.Unlock()
+		}
 	}
+}
+
+// waits reports whether a recipient's turn has not come.
+func (s *server) waits(in *incoming, i int) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.holds.Waits(in.lane(i), in.Seq, in.Read) {
+		return false
+	}
+	s.holds.Defer(in.lane(i), in.Seq)
+	return true
+}
+
+func (in *incoming) lane(i int) Lane { return Lane{in.Rcpts[i].Mailbox, in.Envelope.From} }
+
+// held returns the lanes whose later mail waits for these results.
+func (in *incoming) held(rs []transport.Result) (ls []Lane) {
+	for i := range rs {
+		if held(rs[i]) {
+			ls = append(ls, in.lane(i))
+		}
+	}
+	return ls
+}
+
+// held reports whether later mail waits for that result.
+func held(r transport.Result) bool {
+	return r.Outcome == transport.Deferred || r.Outcome == transport.Moved
 }
 
 // seal ends a draft and walks it: structure from a peer is not believed.

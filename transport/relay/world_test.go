@@ -37,6 +37,8 @@ func (h *half) signal() { close(h.change); h.change = make(chan struct{}) }
 
 type pipe struct {
 	r, w     *half
+	rate     int // bytes a second that Write takes; 0: no limit
+	arrives  int // and that Read gives, with a deep buffer between
 	mu       sync.Mutex
 	rd, wd   time.Time
 	closed   bool
@@ -84,10 +86,16 @@ func (p *pipe) Read(b []byte) (int, error) {
 	if err := p.wait(p.r, true, func() bool { return len(p.r.buf) > 0 || p.r.closed }); err != nil {
 		return 0, err
 	}
+	if p.arrives > 0 {
+		time.Sleep(512 * time.Second / time.Duration(p.arrives))
+	}
 	p.r.mu.Lock()
 	defer p.r.mu.Unlock()
 	if len(p.r.buf) == 0 {
 		return 0, io.EOF
+	}
+	if p.arrives > 0 {
+		b = b[:min(len(b), 512)]
 	}
 	n := copy(b, p.r.buf)
 	p.r.buf = p.r.buf[n:]
@@ -95,7 +103,33 @@ func (p *pipe) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (p *pipe) Write(b []byte) (int, error) {
+// Write takes bytes as fast as the line carries them.
+func (p *pipe) Write(b []byte) (n int, err error) {
+	for p.rate > 0 && n < len(b) {
+		part := b[n:min(n+512, len(b))]
+		takes := time.Duration(len(part)) * time.Second / time.Duration(p.rate)
+		p.mu.Lock()
+		left := time.Until(p.wd)
+		if p.wd.IsZero() {
+			left = takes
+		}
+		p.mu.Unlock()
+		time.Sleep(min(takes, left))
+		if left < takes {
+			return n, os.ErrDeadlineExceeded
+		}
+		m, err := p.put(part)
+		if n += m; err != nil {
+			return n, err
+		}
+	}
+	if p.rate > 0 {
+		return n, nil
+	}
+	return p.put(b)
+}
+
+func (p *pipe) put(b []byte) (int, error) {
 	if err := p.wait(p.w, false, func() bool { return len(p.w.buf) < 1<<20 || p.w.closed }); err != nil {
 		return 0, err
 	}
@@ -156,6 +190,8 @@ type world struct {
 	crash    chan struct{} // closed at the point
 	trace    []string
 	pad      int // bytes of the messages of acceptFrom
+	rate     int // of lines, in bytes a second from who dials; 0: no limit
+	arrives  int // the same, behind a deep buffer
 }
 
 type node struct {
@@ -313,6 +349,7 @@ func (n *node) dial(ctx context.Context, to mesh.NodeID, service string) (net.Co
 		return nil, errors.New("no path")
 	}
 	a, b := newPipe()
+	a.rate, b.arrives = w.rate, w.arrives
 	n.conns[a], o.conns[b] = true, true
 	r := o.r
 	go func() {
@@ -383,7 +420,7 @@ func (h *fakeHome) Start(ctx context.Context, env transport.Envelope, rcpts []tr
 	if err != nil {
 		return nil, err
 	}
-	return answered{rs, h.syncTime}, nil
+	return &answered{rs, h.syncTime}, nil
 }
 
 // answered is a delivery to a fake home.
@@ -392,9 +429,9 @@ type answered struct {
 	sync time.Duration
 }
 
-func (a answered) Known() []transport.Result { return slices.Clone(a.rs) }
+func (a *answered) Known() []transport.Result { return slices.Clone(a.rs) }
 
-func (a answered) Synced(context.Context) ([]transport.Result, error) {
+func (a *answered) Synced(context.Context) ([]transport.Result, error) {
 	time.Sleep(a.sync)
 	return a.rs, nil
 }

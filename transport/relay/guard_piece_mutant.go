@@ -1,0 +1,5 @@
+//go:build mutant_piece
+
+package relay
+
+const piece = maxData

@@ -1,0 +1,5 @@
+//go:build mutant_read
+
+package relay
+
+const untilRead = false
