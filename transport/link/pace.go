@@ -27,20 +27,38 @@ type pacer struct {
 	now   time.Time // of line
 	last  time.Time // of the last look at the path
 	sent  uint64    // BytesSent then
+	lost  uint64    // BytesLost then
 	wait  time.Duration
 }
 
-func newPacer(limit time.Duration, conn *quic.Conn) *pacer {
-	return &pacer{stats: conn.ConnectionStats, speed: speed{limit: limit, rate: rateStart, growing: true}}
+// newPacer starts at half of what the last connection to the peer had learnt; 0: nothing.
+func newPacer(limit time.Duration, conn *quic.Conn, learnt float64) *pacer {
+	rate := float64(rateStart)
+	if learnt > 0 {
+		rate = max(learnt/2, rateFloor)
+	}
+	return &pacer{stats: conn.ConnectionStats, speed: speed{limit: limit, rate: rate, growing: true}}
+}
+
+// learnt is what the path carries, as far as it was seen; 0: nothing was.
+func (p *pacer) learnt() float64 {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.speed.growing && p.speed.rate <= rateStart {
+		return 0
+	}
+	return p.speed.rate
 }
 
 const (
-	rateStart = 128 << 10 // bytes/s: 6.4 KB at a time, half a second on a 100 kbit/s line
+	rateStart = 8 << 10 // bytes/s, on a path of which nothing is known: doubles with each round trip
 	rateFloor = 4 << 10
 	rateMax   = 1 << 30 // above, nobody waits
 	paceTick  = 2 * time.Millisecond
 	paceLong  = 250 * time.Millisecond // longest nap of one that waits
 	quantum   = 50 * time.Millisecond  // of line time in one chunk
+	packet    = 1280                   // bytes of a full one
+	burst     = 8 << 10                // what is sent at once on a path of which nothing is known: a second of 64 kbit/s
 )
 
 // speed is the decider: pure, so that it is tested step by step.
@@ -51,11 +69,15 @@ type speed struct {
 }
 
 // step takes in what happened since the last step: for how long, how many bytes were
-// sent, and the delay on the path now.
-func (s *speed) step(dt, delay time.Duration, sent uint64) {
-	measured := float64(sent) / dt.Seconds()
+// sent and lost, and the delay on the path now.
+//
+// The delay of the smallest packets is what it is compared with; what a full one
+// takes by itself, on a narrow line more than the limit, is no queue.
+func (s *speed) step(dt, delay time.Duration, sent, lost uint64) {
+	delay -= time.Duration(packet / s.rate * float64(time.Second))
+	measured := float64(sent-min(lost, sent)) / dt.Seconds()
 	switch {
-	case delay > s.limit:
+	case delay > s.limit, lost > sent/5:
 		s.growing = false
 		// What got through is what the line carries; a fifth below it the queue drains.
 		s.rate = max(rateFloor, 0.8*min(s.rate, max(measured, rateFloor)))
@@ -74,10 +96,13 @@ func (p *pacer) advance(now time.Time) {
 	if dt := now.Sub(p.last); dt >= max(p.wait, paceTick) {
 		st := p.stats()
 		if !p.last.IsZero() {
-			p.speed.step(dt, st.SmoothedRTT-st.MinRTT, st.BytesSent-p.sent)
+			p.speed.step(dt, st.SmoothedRTT-st.MinRTT, st.BytesSent-p.sent, st.BytesLost-p.lost)
 		}
-		// The effect of a step shows after a round trip.
-		p.last, p.sent, p.wait = now, st.BytesSent, min(st.SmoothedRTT, time.Second)
+		// What is sent at a new rate takes a round trip to be sent and one to be heard of.
+		p.last, p.sent, p.lost, p.wait = now, st.BytesSent, st.BytesLost, min(st.SmoothedRTT, time.Second)
+		if p.speed.growing {
+			p.wait *= 2
+		}
 	}
 	p.line += p.speed.rate * now.Sub(p.now).Seconds()
 	p.now = now
@@ -85,7 +110,7 @@ func (p *pacer) advance(now time.Time) {
 	// not wait: on a path whose limit is known only what that sends in a quantum.
 	saved := p.speed.rate * quantum.Seconds()
 	if p.speed.growing {
-		saved = max(saved, chunk)
+		saved = max(saved, min(chunk, max(burst, p.speed.rate/4)))
 	}
 	if p.line > p.taken+saved || p.speed.rate >= rateMax {
 		p.line = p.taken + saved

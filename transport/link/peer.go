@@ -57,6 +57,7 @@ type peer struct {
 	viaAt    time.Time
 	doubtful time.Time          // until when its own connection is not trusted
 	spliced  map[*Conn]struct{} // streams with it through others
+	rate     float64            // bytes/s that its last bulk connection carried, 0: not known
 }
 
 func newPeer(n Peer) *peer {
@@ -351,7 +352,10 @@ func (e *Endpoint) newSession(p *peer, conn *quic.Conn, class Class, dialer mesh
 	if class == Control {
 		s.out = newDatagramQueue()
 	} else {
-		s.pace = newPacer(e.cfg.QueueDelay, conn)
+		e.mu.Lock()
+		rate := p.rate
+		e.mu.Unlock()
+		s.pace = newPacer(e.cfg.QueueDelay, conn, rate)
 	}
 	return s
 }
@@ -436,8 +440,15 @@ func (e *Endpoint) markUp(p *peer, s *session, anew bool) {
 // forget removes a session whose connection has ended.
 func (e *Endpoint) forget(s *session) {
 	p := s.peer
+	rate := 0.0
+	if s.pace != nil {
+		rate = s.pace.learnt()
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if rate > 0 {
+		p.rate = rate
+	}
 	list := p.sessions[s.class]
 	i := slices.Index(list, s)
 	if i < 0 {
