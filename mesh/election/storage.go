@@ -405,7 +405,7 @@ type MemStorage struct {
 
 type memStores struct {
 	log   *raft.InmemStore
-	snaps *raft.InmemSnapshotStore
+	snaps memSnapshots
 	at    memCommit
 }
 
@@ -419,6 +419,64 @@ func (c *memCommit) set(i uint64) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.at = max(c.at, i)
+	return nil
+}
+
+// memSnapshots keeps the newest snapshot that was written to its end. Raft's own
+// store shows one from its first byte on: a node that ends while one comes in
+// would find half of it, as no disk of ours does.
+type memSnapshots struct {
+	mu     sync.Mutex // guards newest
+	newest *raft.InmemSnapshotStore
+}
+
+func (s *memSnapshots) whole() *raft.InmemSnapshotStore {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.newest == nil {
+		s.newest = raft.NewInmemSnapshotStore()
+	}
+	return s.newest
+}
+
+// Create implements raft.SnapshotStore.
+func (s *memSnapshots) Create(v raft.SnapshotVersion, index, term uint64, c raft.Configuration, configured uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	next := raft.NewInmemSnapshotStore()
+	k, err := next.Create(v, index, term, c, configured, t)
+	if err != nil {
+		return nil, err
+	}
+	return &memSink{SnapshotSink: k, store: s, next: next}, nil
+}
+
+// List implements raft.SnapshotStore.
+func (s *memSnapshots) List() ([]*raft.SnapshotMeta, error) { return s.whole().List() }
+
+// Open implements raft.SnapshotStore.
+func (s *memSnapshots) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	return s.whole().Open(id)
+}
+
+// memSink is a snapshot that is being written.
+type memSink struct {
+	raft.SnapshotSink
+	store *memSnapshots
+	next  *raft.InmemSnapshotStore // nil once it is given up
+}
+
+// Cancel implements raft.SnapshotSink.
+func (k *memSink) Cancel() error {
+	k.next = nil
+	return nil
+}
+
+// Close implements raft.SnapshotSink: it is whole now, and the newest.
+func (k *memSink) Close() error {
+	k.store.mu.Lock()
+	defer k.store.mu.Unlock()
+	if k.next != nil {
+		k.store.newest = k.next
+	}
 	return nil
 }
 
@@ -442,13 +500,13 @@ func (s *MemStorage) open(_ *slog.Logger, damaged func(error)) (*stores, error) 
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.now == nil {
-		s.now = &memStores{log: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+		s.now = &memStores{log: raft.NewInmemStore()}
 	}
 	l, err := newLogStore(s.now.log, &s.now.at, false, damaged)
 	if err != nil {
 		return nil, err
 	}
-	return &stores{log: l, stable: s.now.log, snapshots: s.now.snaps, close: func() error { return nil }}, nil
+	return &stores{log: l, stable: s.now.log, snapshots: &s.now.snaps, close: func() error { return nil }}, nil
 }
 
 func (s *MemStorage) setAside() error {
@@ -470,7 +528,7 @@ func (s *MemStorage) Copy() (*MemStorage, error) {
 	if s.now == nil {
 		return c, nil
 	}
-	c.now = &memStores{log: raft.NewInmemStore(), snaps: raft.NewInmemSnapshotStore()}
+	c.now = &memStores{log: raft.NewInmemStore()}
 	c.now.at.at = s.now.at.get()
 	first, _ := s.now.log.FirstIndex()
 	last, _ := s.now.log.LastIndex()

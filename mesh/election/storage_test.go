@@ -260,6 +260,59 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
+// A node may end while a snapshot comes in from another: it goes on with the one
+// that it had, on every storage.
+func TestASnapshotThatWasNotWrittenToItsEndIsNone(t *testing.T) {
+	file, err := NewFileStorage(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, s := range map[string]Storage{"files": file, "memory": NewMemStorage()} {
+		t.Run(name, func(t *testing.T) {
+			create := func(index uint64) raft.SnapshotSink {
+				st, err := s.open(slog.New(slog.DiscardHandler), func(err error) { t.Error(err) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Cleanup(func() { st.close() })
+				k, err := st.snapshots.Create(raft.SnapshotVersionMax, index, 1, raft.Configuration{}, 1, nil)
+				if err == nil {
+					_, err = io.WriteString(k, "the state")
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return k
+			}
+			newest := func() uint64 {
+				st, err := s.open(slog.New(slog.DiscardHandler), func(err error) { t.Error(err) })
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer st.close()
+				metas, err := st.snapshots.List()
+				if err != nil || len(metas) == 0 {
+					t.Fatalf("%d snapshots, %v", len(metas), err)
+				}
+				return metas[0].Index
+			}
+			if err := create(20).Close(); err != nil {
+				t.Fatal(err)
+			}
+			create(30) // and the node ends
+			if n := newest(); n != 20 {
+				t.Errorf("the newest is of %d", n)
+			}
+			if err := create(40).Cancel(); err != nil {
+				t.Fatal(err)
+			}
+			if n := newest(); n != 20 {
+				t.Errorf("after one that was given up the newest is of %d", n)
+			}
+		})
+	}
+}
+
 func FuzzEntry(f *testing.F) {
 	var b bytes.Buffer
 	codec{}.Encode(entry(3), &b)
