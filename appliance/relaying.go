@@ -5,6 +5,8 @@ import (
 	"errors"
 	"net"
 	"os"
+	"sync/atomic"
+	"time"
 
 	"posthouse/mailstore"
 	"posthouse/mailstore/log"
@@ -32,7 +34,7 @@ func (n *Node) buildRelay() {
 			if err != nil {
 				return nil, err
 			}
-			return patient{c, func() { n.link.Doubt(to) }}, nil
+			return &patient{Conn: c, ended: func() { n.link.Doubt(to) }}, nil
 		},
 		Name:     n.nodeName,
 		Member:   func(id mesh.NodeID) bool { x, ok := n.state.Node(id); return ok && x.Member() },
@@ -47,21 +49,34 @@ func (n *Node) buildRelay() {
 }
 
 // patient is a stream that tells link when its patience has ended: the next may
-// go another way.
+// go another way. What comes in moves the end for what goes out: over a narrow
+// line, where what was lost goes first, and through a third node, which takes much
+// at a time, nothing more may be taken for longer than anybody waits, while the
+// other side says every other second that it gets bytes.
 type patient struct {
-	*link.Conn
-	ended func()
+	net.Conn
+	ended  func()
+	writes atomic.Int64 // how long a write may stand, a time.Duration
 }
 
-func (p patient) Read(b []byte) (int, error) {
+// SetWriteDeadline sets the deadline, and the patience after whatever comes in.
+func (p *patient) SetWriteDeadline(t time.Time) error {
+	p.writes.Store(int64(time.Until(t)))
+	return p.Conn.SetWriteDeadline(t)
+}
+
+func (p *patient) Read(b []byte) (int, error) {
 	k, err := p.Conn.Read(b)
+	if d := time.Duration(p.writes.Load()); k > 0 && d > 0 && hearingIsProgress {
+		p.Conn.SetWriteDeadline(time.Now().Add(d))
+	}
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		p.ended()
 	}
 	return k, err
 }
 
-func (p patient) Write(b []byte) (int, error) {
+func (p *patient) Write(b []byte) (int, error) {
 	k, err := p.Conn.Write(b)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		p.ended()
