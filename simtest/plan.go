@@ -135,8 +135,9 @@ func RandomPlan(seed uint64, nodes int, length time.Duration) Plan {
 	p.members(rand.New(rand.NewPCG(seed, 5)))
 	p.packets(rand.New(rand.NewPCG(seed, 6)))
 	p.clocks(rand.New(rand.NewPCG(seed, 8)))
+	p.uplinks(rand.New(rand.NewPCG(seed, 10)))
 	slices.SortStableFunc(p.Events, func(a, b Event) int { return int(a.At - b.At) })
-	p.RealSizes(rand.New(rand.NewPCG(seed, 7)), randomBytes)
+	p.RealSizes(rand.New(rand.NewPCG(seed, 7)), min(randomBytes, p.fits()))
 	return p
 }
 

@@ -1,22 +1,60 @@
 package simtest
 
-import "time"
+import (
+	"math"
+	"math/rand/v2"
+	"time"
+)
 
 // narrowUplink counts the offices with a narrow line of their own among what a
 // run's faults were; no event, since the line is so from the first.
 const narrowUplink Kind = "uplink"
 
-// What an uplink carries beside people's mail, measured: the lead's share, which
-// is the largest, with the others at rest, bits a second for each of them; and what
-// a message costs beside its size, bytes.
+// The narrowest and the widest line that random plans give an office, bits a second.
 const (
-	idleTraffic = 7500
-	messageCost = 1000
+	narrowest = 64e3
+	widest    = 2e6
 )
 
-// needs is how long the mail that waits for nodes now takes over the offices' own
-// lines: half as long again as they need for its bytes in what the mesh leaves of
-// them. Zero where no office has one.
+// uplinks gives one or two offices of one plan in six a narrow line of their own.
+func (p *Plan) uplinks(r *rand.Rand) {
+	if r.IntN(6) != 0 {
+		return
+	}
+	p.Kinds = append(p.Kinds, narrowUplink)
+	for _, i := range r.Perm(len(p.Offices))[:1+r.IntN(2)] {
+		p.Uplinks = append(p.Uplinks, Uplink{Office: p.Offices[i], Bandwidth: int64(narrowest * math.Pow(widest/narrowest, r.Float64()))})
+	}
+}
+
+// fits is how many bytes of mail the narrowest uplink carries each way while the
+// plan lasts: of more, no end would be seen.
+func (p *Plan) fits() int {
+	fits := math.MaxInt
+	for _, u := range p.Uplinks {
+		fits = min(fits, int(float64(u.Bandwidth)/8*p.Length.Seconds()))
+	}
+	return fits
+}
+
+// What mail gets of an uplink, measured with one large message over the line of one
+// of two offices at rest, 64 kbit/s to 2 Mbit/s: 0.35 to 0.7 of it below 250 kbit/s,
+// where bulk gives way to votes after each packet or two, and 0.5 to 0.86 above. What
+// the lead sends each further office beside, bits a second; what a message costs
+// beside its size, bytes.
+const (
+	slowUplink    = 250_000
+	slowShare     = 0.35
+	uplinkShare   = 0.5
+	idleTraffic   = 7500
+	messageCost   = 1000
+	amongOthers   = 2   // as long as alone: several share it, and some of it comes twice
+	uplinkLeast   = 0.5 // of it is left for mail and its answers, whatever the mesh needs
+	uplinkOffices = 2   // whose traffic is in the shares above
+)
+
+// needs is how long the mail that waits for nodes now may take over the offices'
+// own lines. Zero where no office has one.
 func (w *World) needs() (longest time.Duration) {
 	up, down := map[string]int64{}, map[string]int64{}
 	offices := w.belonging()
@@ -48,8 +86,18 @@ func (w *World) needs() (longest time.Duration) {
 		if u == nil {
 			continue
 		}
-		left := max(u.up.bandwidth/4, u.up.bandwidth-idleTraffic*int64(len(offices)-1))
-		longest = max(longest, time.Duration(1.5*float64(max(up[o.Name], down[o.Name])*8)/float64(left)*float64(time.Second)))
+		bits := float64(8 * max(up[o.Name], down[o.Name]))
+		longest = max(longest, time.Duration(amongOthers*bits/forMail(u.up.bandwidth, len(offices))*float64(time.Second)))
 	}
 	return longest
+}
+
+// forMail is what mail gets of an uplink, bits a second.
+func forMail(bandwidth int64, offices int) float64 {
+	share := uplinkShare
+	if bandwidth < slowUplink {
+		share = slowShare
+	}
+	left := float64(bandwidth - idleTraffic*int64(offices-uplinkOffices))
+	return share * max(uplinkLeast*float64(bandwidth), left)
 }
