@@ -38,19 +38,16 @@ func (p *Plan) fits() int {
 }
 
 // What mail gets of an uplink, measured with one large message over the line of one
-// of two offices at rest, 64 kbit/s to 2 Mbit/s: 0.35 to 0.7 of it below 250 kbit/s,
-// where bulk gives way to votes after each packet or two, and 0.5 to 0.86 above. What
-// the lead sends each further office beside, bits a second; what a message costs
-// beside its size, bytes.
+// of two offices at rest, 64 kbit/s to 2 Mbit/s: 0.71 to 0.86 of it. What the lead
+// sends each further office beside, bits a second; what a message costs beside its
+// size, bytes.
 const (
-	slowUplink    = 250_000
-	slowShare     = 0.35
-	uplinkShare   = 0.5
+	uplinkShare   = 0.7
+	uplinkOffices = 2 // whose traffic is in the share
 	idleTraffic   = 7500
+	uplinkLeast   = 0.5 // of the line is left, whatever the mesh needs
 	messageCost   = 1000
-	amongOthers   = 2   // as long as alone: several share it, and some of it comes twice
-	uplinkLeast   = 0.5 // of it is left for mail and its answers, whatever the mesh needs
-	uplinkOffices = 2   // whose traffic is in the shares above
+	amongOthers   = 1.5 // as long as alone: several share it, and some of it comes twice
 )
 
 // needs is how long the mail that waits for nodes now may take over the offices'
@@ -94,10 +91,6 @@ func (w *World) needs() (longest time.Duration) {
 
 // forMail is what mail gets of an uplink, bits a second.
 func forMail(bandwidth int64, offices int) float64 {
-	share := uplinkShare
-	if bandwidth < slowUplink {
-		share = slowShare
-	}
 	left := float64(bandwidth - idleTraffic*int64(offices-uplinkOffices))
-	return share * max(uplinkLeast*float64(bandwidth), left)
+	return uplinkShare * max(uplinkLeast*float64(bandwidth), left)
 }
