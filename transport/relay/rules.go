@@ -94,8 +94,8 @@ type deferred struct {
 	told uint64 // which answer said so, 0: none yet
 }
 
-// manyDeferred bounds the entries of Holds: who sends so many at once without
-// reading an answer gets them all back but those that go.
+// manyDeferred bounds the entries of Holds. Beyond it whatever was sent before its
+// sender had read all answers so far waits.
 const manyDeferred = 1 << 14
 
 // Waits reports whether a message has to wait for an earlier one: its place in its
@@ -111,7 +111,7 @@ func (h *Holds) Waits(l Lane, seq, read uint64) bool {
 }
 
 // Defer notes that a message was not taken: it was deferred, or has moved, or waits.
-// It may be told again of the same one.
+// It may be called again for the same one.
 func (h *Holds) Defer(l Lane, seq uint64) {
 	h.keep(l, append(h.lanes[l], deferred{seq: seq}), 1)
 }

@@ -134,7 +134,6 @@ func (s *server) write(ctx context.Context) {
 	}
 }
 
-// answer queues a frame; the writer drains whatever happens.
 // over ends the stream without another answer when err says that this node's
 // log has failed or is closed: it knows nothing about the messages, and must
 // not tell the sender to wait with them. The next path, or this node's next
@@ -148,8 +147,10 @@ func (s *server) over(err error) bool {
 	return true
 }
 
+// answer queues a frame; the writer drains whatever happens.
 func (s *server) answer(kind byte, v any) { s.tell(kind, v, frame{}) }
 
+// tell is answer with what the writer needs to know of results.
 func (s *server) tell(kind byte, v any, f frame) {
 	if s.ended.Load() {
 		return
