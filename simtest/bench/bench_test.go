@@ -139,6 +139,7 @@ func BenchmarkNode(b *testing.B) {
 	}
 	b.Run("deliver", m.deliver)
 	b.Run("relay", m.relay)
+	b.Run("relay-large", m.relayLarge)
 	b.Run("relay-one", m.relayOne)
 	b.Run("login", m.login)
 	b.Run("idle", m.idle)
@@ -207,6 +208,18 @@ func (m *mesh) relay(b *testing.B) {
 		m.settle(b, cs, had+messages)
 		took := time.Since(began)
 		add(b, line{"into mailboxes of another office, 4 KiB, 64 sessions", fmt.Sprintf("%.0f/s", messages/took.Seconds()), "", each(m.plzen.cpu()+m.hq.cpu()-cpu, messages) + ", both nodes", "from SMTP to a visible message"})
+	}
+}
+
+func (m *mesh) relayLarge(b *testing.B) {
+	const messages, size = 32, 8 << 20
+	cs := m.inboxes(b)
+	for b.Loop() {
+		had, cpu, began := m.delivered(b, cs), m.plzen.cpu()+m.hq.cpu(), time.Now()
+		send(b, load{address: m.smtp("hq"), sessions: 4, messages: messages, size: size, to: m.to})
+		m.settle(b, cs, had+messages)
+		took := time.Since(began)
+		add(b, line{"into mailboxes of another office, 8 MiB, 4 sessions", fmt.Sprintf("%.0f MB/s", messages*size/1e6/took.Seconds()), "", each(m.plzen.cpu()+m.hq.cpu()-cpu, messages) + ", both nodes", "from SMTP to a visible message"})
 	}
 }
 

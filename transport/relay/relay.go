@@ -261,14 +261,19 @@ func (s *stream) write() {
 		case <-s.dead:
 			return
 		}
+		var moved time.Time // a line that is fast needs no deadline for each piece
 		for p := range slices.Chunk(b, piece) {
-			s.c.SetWriteDeadline(time.Now().Add(progress))
+			if now := time.Now(); now.Sub(moved) > progress/20 {
+				moved = now
+				s.c.SetWriteDeadline(now.Add(progress))
+				s.expect()
+			}
 			if _, err := s.c.Write(p); err != nil {
 				s.fail(fmt.Errorf("send to %s: %w", s.r.d.Name(s.peer), err))
 				return
 			}
-			s.expect()
 		}
+		s.expect()
 	}
 }
 
