@@ -45,6 +45,10 @@ const (
 	// another, as they do when lines are slow. A leader has two more in use.
 	raftStreams = 3
 	raftEnd     = "github.com/hashicorp/raft.(*NetworkTransport).handleConn"
+	// carriedCosts is how many goroutines one of those is at a third node that
+	// carries it: it was opened while the line, a full one perhaps, was doubted.
+	carriedCosts = 3
+	carriedEnd   = "posthouse/transport/link.(*Endpoint).carry.func2"
 )
 
 // level counts what all nodes have in hand now.
@@ -117,7 +121,8 @@ func (l level) above(before level) (out []string) {
 		say("%d streams of Raft for %d offices, %d before the faults", l.goroutines[raftEnd], n, before.goroutines[raftEnd])
 	}
 	is, was := sum(l.goroutines)-l.goroutines[raftEnd], sum(before.goroutines)-before.goroutines[raftEnd]
-	if is > was+levelSlack*(n+l.losses)+quicCosts*max(0, l.quic-before.quic) {
+	carried := min(raftStreams*n*(n-1), max(0, l.goroutines[carriedEnd]-before.goroutines[carriedEnd]))
+	if is > was+levelSlack*(n+l.losses)+quicCosts*max(0, l.quic-before.quic)+carriedCosts*carried {
 		say("%d goroutines run, %d did before the faults: %s", is, was, grown(before.goroutines, l.goroutines))
 	}
 	return out
