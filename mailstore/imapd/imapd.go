@@ -88,6 +88,8 @@ type Server struct {
 	limits limits
 	base   context.Context // of all sessions, ended by cut
 	end    context.CancelFunc
+	up     context.Context // ended by Drain, too
+	goDown context.CancelFunc
 
 	mu        sync.Mutex
 	guards    map[*guard]string     // the user who is logged in, or ""
@@ -116,6 +118,7 @@ func New(cfg Config, deps Deps) *Server {
 		s.log = slog.New(slog.DiscardHandler)
 	}
 	s.base, s.end = context.WithCancel(context.Background())
+	s.up, s.goDown = context.WithCancel(s.base)
 	s.limits.init()
 	s.lib = imapserver.New(&imapserver.Options{
 		NewSession: s.newSession,
@@ -319,6 +322,7 @@ func (s *Server) loggedIn(g *guard, user string) {
 // hand is done, and returns when all have ended; what is left at the end of ctx
 // is cut off. Serve returns then.
 func (s *Server) Drain(ctx context.Context) {
+	s.goDown()
 	s.mu.Lock()
 	s.draining = true
 	for ln := range s.listeners {

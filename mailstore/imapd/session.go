@@ -105,7 +105,10 @@ func (s *session) Login(user, password string) error {
 // question, so that the time of the answer tells nothing about the work behind it.
 func (s *session) refuse(user string, began time.Time) error {
 	s.srv.log.Info("login refused", "user", user[:min(len(user), 320)], "addr", s.addr)
-	pause(s.ctx, time.Until(began.Add(s.srv.deps.Failures.Failed(s.addr, user, began))))
+	pause(s.srv.up, time.Until(began.Add(s.srv.deps.Failures.Failed(s.addr, user, began))))
+	if s.srv.up.Err() != nil { // nobody's stop waits for who guesses
+		return no(imap.ResponseCodeUnavailable, goingDown)
+	}
 	if s.tries++; s.tries >= s.srv.cfg.LoginTries {
 		s.g.violation("Too many failed logins")
 	}

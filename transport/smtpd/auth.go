@@ -155,6 +155,9 @@ func (s *session) login(user, pass string) {
 	}
 	select {
 	case <-time.After(time.Until(began.Add(s.srv.deps.Failures.Failed(s.Remote, user, began)))):
+	case <-s.srv.down: // nobody's stop waits for who guesses
+		s.ending = errShutdown
+		return
 	case <-s.ctx.Done():
 		s.ending = s.ctx.Err()
 		return

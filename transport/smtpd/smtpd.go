@@ -241,6 +241,7 @@ type Server struct {
 	idNext atomic.Uint64
 
 	draining atomic.Bool
+	down     chan struct{} // closed when draining is set
 
 	mu        sync.Mutex
 	sessions  map[*session]struct{}
@@ -271,7 +272,7 @@ func New(cfg Config, deps Deps) (*Server, error) {
 	}
 	return &Server{
 		cfg: cfg, deps: deps, limits: newLimits(&cfg), idBase: hex.EncodeToString(b[:]),
-		sessions: map[*session]struct{}{}, listeners: map[net.Listener]struct{}{},
+		sessions: map[*session]struct{}{}, listeners: map[net.Listener]struct{}{}, down: make(chan struct{}),
 	}, nil
 }
 
@@ -356,7 +357,9 @@ func (s *Server) forget(ss *session) {
 // returns nil when every transaction ended by itself, else ctx's error. All
 // sessions have ended when it returns.
 func (s *Server) Drain(ctx context.Context) error {
-	s.draining.Store(true)
+	if !s.draining.Swap(true) {
+		close(s.down)
+	}
 	s.mu.Lock()
 	for ln := range s.listeners {
 		ln.Close()

@@ -231,6 +231,25 @@ func TestDrain(t *testing.T) {
 			}
 		})
 	})
+	t.Run("nobody waits for the answer to a wrong password", func(t *testing.T) {
+		bubble(t, func(t *testing.T) {
+			g := newRig(t, PortSubmissions, nil)
+			c := g.dial()
+			c.startTLS()
+			c.greet("x")
+			c.send("AUTH PLAIN AGpvZQB3cm9uZw==\r\n") // answered after a second
+			synctest.Wait()
+			start := time.Now()
+			drained := make(chan error)
+			go func() { drained <- g.srv.Drain(context.Background()) }()
+			c.want("421 4.3.2", "drain")
+			c.close()
+			if err := <-drained; err != nil || time.Since(start) != 0 {
+				t.Error(err, time.Since(start))
+			}
+			<-g.done
+		})
+	})
 	t.Run("what does not end in time is cut", func(t *testing.T) {
 		bubble(t, func(t *testing.T) {
 			g := newRig(t, PortMX, nil)
