@@ -349,6 +349,9 @@ func (x *player) mask(o *Office, d time.Duration) {
 }
 
 func (x *player) isMasked(o *Office) bool {
+	if o.syncTime.Load() > 0 || o.full.Load() { // also where its node is a new one by now
+		return true
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	return time.Now().Before(x.masked[o.Name])

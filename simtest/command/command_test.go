@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -92,5 +93,19 @@ func TestCapacityAnswers(t *testing.T) {
 	}
 	if code != held {
 		t.Errorf("ended with %d", code)
+	}
+}
+
+func TestASeedThatStandsStillIsSeenOnce(t *testing.T) {
+	w, now := stands{}, time.Now()
+	for i := range 20 { // minutes
+		under := map[uint64]time.Duration{1: time.Duration(i), 2: 7}
+		still := w.look(under, now.Add(time.Duration(i)*time.Minute))
+		if want := i == 6 || i == 12 || i == 18; want != slices.Equal(still, []uint64{2}) || !want && len(still) > 0 {
+			t.Errorf("after %d min: %v", i, still)
+		}
+	}
+	if w.look(nil, now); len(w) != 0 {
+		t.Error("what is done is remembered")
 	}
 }

@@ -175,15 +175,55 @@ type totals struct {
 	under          map[uint64]time.Duration // how far the seeds are that are not done
 }
 
+// standsStill is after how long of real time without any of virtual time a seed
+// shows what its goroutines do: something turns on the spot.
+const standsStill = 5 * time.Minute
+
+// stands are the seeds that have come no further, and since when.
+type stands map[uint64]stand
+
+type stand struct {
+	at    time.Duration
+	since time.Time
+}
+
+// look returns the seeds that have just stood still for too long.
+func (w stands) look(under map[uint64]time.Duration, now time.Time) (still []uint64) {
+	for seed, at := range under {
+		x, ok := w[seed]
+		if !ok || x.at != at {
+			x.at, x.since = at, now
+		} else if now.Sub(x.since) > standsStill {
+			still = append(still, seed)
+			x.since = now
+		}
+		w[seed] = x
+	}
+	maps.DeleteFunc(w, func(seed uint64, _ stand) bool {
+		_, ok := under[seed]
+		return !ok
+	})
+	return still
+}
+
 // news says every half minute where the seeds are, until done is closed: they
 // take minutes, and what is held says nothing.
 func (s *totals) news(term Terminal, done <-chan struct{}) {
 	tick := time.NewTicker(cmp.Or(term.News, 30*time.Second))
 	defer tick.Stop()
+	stands := stands{}
 	for {
 		select {
 		case <-tick.C:
 			fmt.Fprint(term.Err, s.far())
+			s.mu.Lock()
+			still := stands.look(s.under, time.Now())
+			s.mu.Unlock()
+			for _, seed := range still {
+				stacks := make([]byte, 8<<20)
+				stacks = stacks[:runtime.Stack(stacks, true)]
+				fmt.Fprintf(term.Err, "seed %d stands still: no virtual time has passed in it for %v. All goroutines:\n%s\n", seed, standsStill, stacks)
+			}
 		case <-done:
 			return
 		}
