@@ -31,8 +31,8 @@ func (n *Node) addresses() []string {
 
 // Init implements admin.Operations: this node founds a mesh.
 func (n *Node) Init(ctx context.Context, r admin.InitRequest) (admin.InitResult, error) {
-	if err := n.ready(); err != nil {
-		return admin.InitResult{}, admin.Errorf(admin.Unavailable, "node.starting", "%s", sentence(err.Error()))
+	if err := n.started(); err != nil {
+		return admin.InitResult{}, err
 	}
 	if phase := *n.phase.Load(); phase != mesh.Fresh {
 		return admin.InitResult{}, admin.Errorf(admin.Conflict, "mesh.member", "This node is %s: it can found a mesh only while it belongs to none.", phase)
@@ -126,8 +126,8 @@ func noneToAsk(context.Context, []byte) ([]byte, error) {
 
 // Join implements admin.Operations: it writes the intent and lets the loop run.
 func (n *Node) Join(_ context.Context, r admin.JoinRequest) error {
-	if err := n.ready(); err != nil {
-		return admin.Errorf(admin.Unavailable, "node.starting", "%s", sentence(err.Error()))
+	if err := n.started(); err != nil {
+		return err
 	}
 	phase := *n.phase.Load()
 	if phase != mesh.Fresh && phase != mesh.Joining {

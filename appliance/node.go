@@ -17,6 +17,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"posthouse/appliance/admin"
 	"posthouse/appliance/config"
 	"posthouse/appliance/health"
 	"posthouse/appliance/login"
@@ -155,6 +156,15 @@ func (n *Node) setPhase(s mesh.State) {
 func (n *Node) ready() error {
 	if s := *n.stage.Load(); s != "" {
 		return errors.New(s)
+	}
+	return nil
+}
+
+// started is ready in the words of an operation: while the node starts, its parts
+// are not all there.
+func (n *Node) started() error {
+	if err := n.ready(); err != nil {
+		return &admin.Error{Kind: admin.Unavailable, Code: "node.starting", Text: sentence(err.Error()), Next: "Try again when posthouse status says that mail is flowing."}
 	}
 	return nil
 }

@@ -209,6 +209,9 @@ func (n *Node) Watch(ctx context.Context, f func(admin.Status) bool) error {
 // queued calls f with what waits here, destination by destination in order,
 // until it returns false; at most 10,000 legs.
 func (n *Node) queued(ctx context.Context, f func(queue.DestRow, queue.LegRow) bool) error {
+	if err := n.started(); err != nil {
+		return err
+	}
 	rows, err := n.queue.List()
 	if err != nil {
 		return err
@@ -309,6 +312,9 @@ func (n *Node) QueueHold(ctx context.Context, a admin.QueueAction) (int, error) 
 // QueueRelease implements admin.Operations.
 func (n *Node) QueueRelease(ctx context.Context, a admin.QueueAction) (int, error) {
 	if a.From != "" {
+		if err := n.started(); err != nil {
+			return 0, err
+		}
 		x, err := n.nodeByName(a.From)
 		if err != nil {
 			return 0, err

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"errors"
 	"testing"
 	"time"
 
@@ -39,6 +40,34 @@ func TestAnOfficeThatStartsAloneServesItsOwnPeople(t *testing.T) {
 		w.works("all are back")
 		if !w.got("hq", "for later", 3) {
 			t.Error("what waited has not arrived")
+		}
+	})
+}
+
+// The pages stand before the store is open, which may take minutes.
+func TestANodeThatStartsSaysSoToWhoAsksForItsQueue(t *testing.T) {
+	founded(t, three, 3, func(t *testing.T, w *World) {
+		w.Kill("hq")
+		w.Start("hq")
+		starting := 0
+		w.Until("hq shows its queue", time.Minute, func() bool {
+			p := w.Office("hq").process()
+			if p == nil {
+				return false
+			}
+			_, err := p.node.Queue(Ctx())
+			_, late := p.node.QueueRelease(Ctx(), admin.QueueAction{From: "plzen"})
+			for _, err := range []error{err, late} {
+				if e := (*admin.Error)(nil); errors.As(err, &e) && e.Code == "node.starting" {
+					starting++
+				} else if err != nil {
+					t.Fatal(err)
+				}
+			}
+			return err == nil && late == nil
+		})
+		if starting == 0 {
+			t.Error("hq was never seen starting")
 		}
 	})
 }
