@@ -378,6 +378,8 @@ func (n *Node) routeKey() string {
 // setPeers hands the admitted nodes to the link, their names as they are known. It
 // returns the names.
 func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
+	n.admitting.Lock()
+	defer n.admitting.Unlock()
 	rec := n.rec.get()
 	var peers []link.Peer
 	add := func(id mesh.NodeID, key mesh.KeyHash, addrs []string) {
@@ -395,33 +397,29 @@ func (n *Node) setPeers(known map[string][]netip.AddrPort) (names []string) {
 		}
 		peers = append(peers, p)
 	}
-	joinPeers := func() { // those that the domain state here has not come to yet
-		for _, p := range rec.Peers {
-			if _, known := n.state.Node(p.ID); !known {
-				add(p.ID, p.Key, p.Addresses)
-			}
-		}
+	nodes := n.state.Nodes() // once: it may grow meanwhile
+	among := func(id mesh.NodeID) int {
+		return slices.IndexFunc(nodes, func(x *domain.Node) bool { return x.ID == id })
 	}
-	if !n.state.Founded() {
-		joinPeers()
-		n.setAdmitted(peers)
-		return names
-	}
-	self, here := n.state.Node(n.id)
-	if here && !self.Member() {
+	here := among(n.id)
+	if here >= 0 && !nodes[here].Member() {
 		n.setAdmitted(nil)
 		n.setPhase(mesh.Left)
 		n.board.Set(health.Condition{Name: "node.revoked", Severity: health.Problem, Text: "This node was put out of the mesh.", Next: revokedNext})
 		return nil
 	}
-	for _, x := range n.state.Nodes() {
+	for _, x := range nodes {
 		if peersAreMembers && !x.Member() {
 			continue
 		}
 		add(x.ID, x.Key, x.Addresses)
 	}
-	if !here {
-		joinPeers() // the copy grows command by command: others come in later
+	if here < 0 { // the copy grows command by command: those that the join told of come in later
+		for _, p := range rec.Peers {
+			if among(p.ID) < 0 {
+				add(p.ID, p.Key, p.Addresses)
+			}
+		}
 	}
 	n.strangersLetIn(add)
 	n.setAdmitted(peers)

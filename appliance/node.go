@@ -61,6 +61,9 @@ type Node struct {
 	view  atomic.Pointer[mesh.View]
 	// viewing is held while a view is made; nothing under it waits.
 	viewing sync.Mutex
+	// admitting is held while the link is told who belongs to the mesh: an older list
+	// must not replace a newer one.
+	admitting sync.Mutex
 
 	journal  *journal.Journal
 	store    *mailstore.Store

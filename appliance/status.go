@@ -209,9 +209,6 @@ func (n *Node) Watch(ctx context.Context, f func(admin.Status) bool) error {
 // queued calls f with what waits here, destination by destination in order,
 // until it returns false; at most 10,000 legs.
 func (n *Node) queued(ctx context.Context, f func(queue.DestRow, queue.LegRow) bool) error {
-	if err := n.started(); err != nil {
-		return err
-	}
 	rows, err := n.queue.List()
 	if err != nil {
 		return err
@@ -237,6 +234,9 @@ func (n *Node) queued(ctx context.Context, f func(queue.DestRow, queue.LegRow) b
 
 // Queue implements admin.Operations.
 func (n *Node) Queue(ctx context.Context) ([]admin.QueueEntry, error) {
+	if err := n.started(); err != nil {
+		return nil, err
+	}
 	out := []admin.QueueEntry{}
 	err := n.queued(ctx, func(d queue.DestRow, l queue.LegRow) bool {
 		out = append(out, n.queueEntry(d, l))
@@ -274,6 +274,9 @@ func (n *Node) queueEntry(d queue.DestRow, l queue.LegRow) admin.QueueEntry {
 
 // eachQueued does f for every message that an action names.
 func (n *Node) eachQueued(ctx context.Context, a admin.QueueAction, f func(queue.ID) (int, error)) (int, error) {
+	if err := n.started(); err != nil {
+		return 0, err
+	}
 	var ids []queue.ID
 	err := n.queued(ctx, func(d queue.DestRow, l queue.LegRow) bool {
 		named := a.All || a.ID == l.Queue.String() || a.ID == "" && a.Destination == n.destName(d.Key)
