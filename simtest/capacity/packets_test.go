@@ -18,7 +18,8 @@ func TestTheModelAgreesWithPackets(t *testing.T) {
 	for _, tc := range []struct {
 		bandwidth int64
 		each      int // messages written at each office in the cut
-	}{{64_000, 300}, {256_000, 900}, {1_000_000, 3000}} {
+		runs      int // of which the median counts: now and then a loss at the start costs a narrow line 20 s
+	}{{64_000, 300, 3}, {256_000, 900, 1}, {1_000_000, 3000, 1}} {
 		t.Run(fmt.Sprintf("%d kbit/s", tc.bandwidth/1000), func(t *testing.T) {
 			p := simtest.Plan{Seed: 1, Offices: []string{"hq", "plzen"}, Latency: latency, Length: first + cut + 3*time.Minute, Follow: true,
 				Lines: []simtest.Line{{A: "hq", B: "plzen", Quality: simtest.Quality{Latency: latency, Bandwidth: tc.bandwidth}}},
@@ -28,7 +29,12 @@ func TestTheModelAgreesWithPackets(t *testing.T) {
 					{At: first, Do: simtest.EvMail, A: []string{"plzen"}, B: []string{"hq"}, Way: "port25", N: tc.each, Span: cut / time.Duration(tc.each)},
 					{At: first + cut, Do: simtest.EvHeal, A: []string{"hq"}, B: []string{"plzen"}},
 				}}
-			got := lastDelivery(t, p) - first - cut
+			var took []time.Duration
+			for range tc.runs {
+				took = append(took, lastDelivery(t, p)-first-cut)
+			}
+			slices.Sort(took)
+			got := took[tc.runs/2]
 			m := capacity.Model{Seed: 1, Offices: 2, Rate: float64(tc.each) / cut.Seconds(), Size: size, Bandwidth: float64(tc.bandwidth), Latency: latency,
 				Length: cut, Cut: true, To: cut}
 			want := m.Run().Drained

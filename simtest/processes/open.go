@@ -109,25 +109,51 @@ func (m *Mesh) BackTo(level map[string]hold, pids map[string]int) time.Duration 
 		}
 		if time.Since(began) > levelLimit {
 			m.tb.Errorf("invariant 8: %v after all is quiet%s", levelLimit, late)
+			for office, pid := range pids {
+				m.tb.Logf("%s:\n%s", office, strings.Join(m.sockets(pid), "\n"))
+			}
 			return levelLimit
 		}
 		time.Sleep(100 * time.Millisecond)
 	}
 }
 
+// sockets are a process's, as the kernel's tables have them.
+func (m *Mesh) sockets(pid int) (out []string) {
+	m.tb.Helper()
+	ours := m.links(pid)
+	for _, table := range []string{"tcp", "tcp6", "udp", "udp6", "unix"} {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/%s", pid, table))
+		if err != nil {
+			m.tb.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if slices.ContainsFunc(strings.Fields(line), func(f string) bool { return slices.Contains(ours, "socket:["+f+"]") }) {
+				out = append(out, table+" "+strings.TrimSpace(line))
+			}
+		}
+	}
+	return out
+}
+
 // holds counts what an office's process has open.
 func (m *Mesh) holds(office string, pid int) hold {
+	m.tb.Helper()
+	return holdOf(m.links(pid), m.Node(office).Data)
+}
+
+// links are what a process has open, as /proc calls it.
+func (m *Mesh) links(pid int) (links []string) {
 	m.tb.Helper()
 	dir := fmt.Sprintf("/proc/%d/fd", pid)
 	names, err := os.ReadDir(dir)
 	if err != nil {
 		m.tb.Fatal(err)
 	}
-	var links []string
 	for _, n := range names {
 		if l, err := os.Readlink(filepath.Join(dir, n.Name())); err == nil { // else it was closed meanwhile
 			links = append(links, l)
 		}
 	}
-	return holdOf(links, m.Node(office).Data)
+	return links
 }
