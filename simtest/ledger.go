@@ -376,7 +376,7 @@ func (l *Ledger) Check() {
 			l.lost++
 			lost = append(lost, fmt.Sprintf("%s to %s (%s)", d.subject, d.to, l.came(d.subject)))
 		} else if n > 0 && want[1] == 0 {
-			w.violation(RefusedIsNowhere, "%s to %s was refused and yet is there", d.subject, d.to)
+			w.violation(RefusedIsNowhere, "%s to %s was refused and yet is there (%s)", d.subject, d.to, l.came(d.subject))
 		} else if n > want[1] {
 			w.violation(OneOutcome, "%s to %s: %d copies, %d allowed", d.subject, d.to, n, want[1])
 		}
@@ -423,7 +423,7 @@ func (l *Ledger) Check() {
 func (l *Ledger) came(subject string) string {
 	for _, a := range l.attempts {
 		if a.subject == subject {
-			return fmt.Sprintf("taken at %s, %v", a.at, a.after.Sub(l.w.began).Round(time.Millisecond))
+			return fmt.Sprintf("answered with %d at %s, %v", a.answer, a.at, a.after.Sub(l.w.began).Round(time.Millisecond))
 		}
 	}
 	return "by nobody"
@@ -460,7 +460,7 @@ func (l *Ledger) checkOutside(d delivery, want [2]int, reports int) {
 		w.violation(OneOutcome, "%s to %s never left (%d times offered)", d.subject, d.to, w.Outside.tries[d])
 	}
 	if len(took) > 0 && want[1] == 0 {
-		w.violation(RefusedIsNowhere, "%s to %s was refused and yet left", d.subject, d.to)
+		w.violation(RefusedIsNowhere, "%s to %s was refused and yet left (%s)", d.subject, d.to, l.came(d.subject))
 	}
 	for _, t := range took[:max(0, len(took)-1)] {
 		if t.answered && !slices.ContainsFunc(l.faults, func(f trouble) bool {

@@ -101,6 +101,31 @@ type deafIntake struct {
 	sleep time.Duration
 }
 
+// A store that fails takes the node with it: sessions are cut in the moment in
+// which an intake says that it does not know.
+func TestNothingIsSaidWhereNobodyKnowsWhileTheServerEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		var g *rig
+		g = newRig(t, PortMX, func(_ *rig, _ *Config, d *Deps) { d.Intake = failingStore{func() { g.stop() }} })
+		c := g.dial()
+		defer c.close()
+		c.ready()
+		c.do("DATA", "354")
+		c.send("x: y\r\n.\r\n")
+		c.want("EOF", "the text")
+		<-g.done
+	})
+}
+
+// failingStore ends the server, and does not know.
+type failingStore struct{ stop func() }
+
+func (f failingStore) Accept(_ context.Context, _ *transport.Envelope, _ []Rcpt, text io.Reader) (string, error) {
+	io.Copy(io.Discard, text)
+	f.stop()
+	return "", fmt.Errorf("accept message: %w", transport.ErrUncertain)
+}
+
 func (d deafIntake) Accept(context.Context, *transport.Envelope, []Rcpt, io.Reader) (string, error) {
 	time.Sleep(d.sleep)
 	return "q", d.err

@@ -199,6 +199,8 @@ func (s *session) close(err error) {
 	log := s.srv.deps.Logger
 	var ne net.Error
 	switch {
+	case errors.Is(err, transport.ErrUncertain):
+		// Whatever came now would be read as the message's answer.
 	case s.srv.draining.Load() && (err == errShutdown || errors.As(err, &ne) && ne.Timeout()):
 		err = errShutdown
 		s.w.reply(421, "4.3.2", "Going down for a moment, try again later")
